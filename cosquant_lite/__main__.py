@@ -1,0 +1,172 @@
+"""The command line: `python -m cosquant_lite reproduce | run | data`."""
+
+import argparse
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+RUN_EXAMPLE = "example: python -m cosquant_lite run --data real --rounds 3 --down cosine:8 --up cosine:2,clip=0.01"
+DATA_EXAMPLE = "example: python -m cosquant_lite data import cifar10 ~/Downloads/cifar-10-python.tar.gz"
+REPRODUCE_EXAMPLE = "example: python -m cosquant_lite reproduce --only 02,03 --out build"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status. Expected failures are one line on stderr, not a traceback."""
+    args = _parser(argv).parse_args(argv)
+    try:
+        return args.command(args) or 0
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+
+
+def _parser(argv: list[str] | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("cosquant_lite", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_reproduce(
+        commands.add_parser(
+            "reproduce", help="run the notebooks, write every figure and a report", epilog=REPRODUCE_EXAMPLE
+        )
+    )
+    _add_data(commands.add_parser("data", help="see, import, download and check data", epilog=DATA_EXAMPLE))
+    run = commands.add_parser("run", help="one federated experiment", epilog=RUN_EXAMPLE)
+    if "run" in (sys.argv[1:] if argv is None else argv)[:1]:  # its flags come from FedConfig, which imports torch
+        _add_run(run)
+    return parser
+
+
+def _add_reproduce(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", default="quick", help="quick or full (default: quick)")
+    parser.add_argument("--data", default="auto", help="auto, real or embedded (default: auto)")
+    parser.add_argument("--only", default="", metavar="03,04", help="these notebooks only, by number or name")
+    parser.add_argument(
+        "--param",
+        "-p",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another notebook parameter, e.g. seed=1",
+    )
+    parser.add_argument("--out", default="build", type=Path, help="where to write (default: build)")
+    parser.add_argument("--force", action="store_true", help="run again what is up to date")
+    parser.set_defaults(command=_reproduce)
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    from cosquant_lite.reproduce import reproduce
+
+    return reproduce(args.profile, args.data, args.only, args.param, args.out, args.force)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    from cosquant_lite.federated import FedConfig
+
+    for field in fields(FedConfig):
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, type=field.type, default=field.default, help=f"default: {field.default}")
+    parser.add_argument("--out", type=Path, help="write the history to this JSON file")
+    parser.set_defaults(command=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from tqdm import tqdm
+
+    from cosquant_lite import runs
+    from cosquant_lite.datasets import load_images
+    from cosquant_lite.federated import FedConfig, rounds
+
+    config = FedConfig(**{field.name: getattr(args, field.name) for field in fields(FedConfig)})
+    images = load_images(config.dataset, config.data)
+    print(
+        f"data: {images.source}\ndown: {config.down}, up: {config.up}, {config.clients_per_round} of {config.clients} clients a round"
+    )
+    records = []
+    with tqdm(total=config.rounds, unit="round", disable=not sys.stderr.isatty()) as progress:
+        for finished in rounds(config, images):
+            records.append(finished.record)
+            progress.write(_line(finished.record))
+            progress.update()
+    total = sum(record["bytes_down"] + record["bytes_up"] for record in records)
+    print(f"sum: {total:,} bytes both ways")
+    if args.out:
+        runs.write_json(args.out, {"rounds": records, "config": asdict(config), "source": images.source,
+                                   "command": runs.command_line(), **runs.provenance()})  # fmt: skip
+
+
+def _line(record: dict) -> str:
+    return (
+        f"round {record['round']:4d}  accuracy {record['accuracy']:6.2%}  loss {record['loss']:.3f}"
+        f"  down {record['bytes_down']:,} B  up {record['bytes_up']:,} B  {record['seconds']:.1f} s"
+    )
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    for name, does, command in (
+        ("status", "what is here and what `auto` would use", _data_status),
+        ("verify", "check the embedded files and the imported ones against their checksums", _data_verify),
+        (
+            "capture",
+            "train on real CIFAR-10 and store the client updates that notebooks 01-04 use (15 min)",
+            _data_capture,
+        ),
+    ):
+        actions.add_parser(name, help=does, description=does).set_defaults(command=command)
+    actions.choices["capture"].add_argument("--out", type=Path, help="folder (default: captured/ in the data folder)")
+    download = actions.add_parser(
+        "download", help="fetch a data set from its own host", epilog="example: data download cifar10"
+    )
+    download.add_argument("dataset", choices=["cifar10"])
+    download.set_defaults(command=_data_download)
+    fetch = actions.add_parser("import", help="take a data set from an archive or folder", epilog=DATA_EXAMPLE)
+    fetch.add_argument("dataset", choices=["cifar10"])
+    fetch.add_argument(
+        "path", type=Path, help="official archive, its folder, or an image folder (or tar) with train/ and test/"
+    )
+    fetch.set_defaults(command=_data_import)
+
+
+def _data_status(args: argparse.Namespace) -> None:
+    from cosquant_lite.datasets import data_root, load_images
+    from cosquant_lite.datasets.embedded import client_update
+
+    print(f"data folder: {data_root()} (set COSQUANT_DATA to change it)")
+    print(f"images that `auto` uses: {load_images('cifar10', 'auto').source}")
+    print(f"client update that `auto` uses: {client_update('middle', 'auto').source}")
+
+
+def _data_verify(args: argparse.Namespace) -> int:
+    from cosquant_lite.datasets import checksums
+
+    return checksums.verify()
+
+
+def _data_capture(args: argparse.Namespace) -> None:
+    from cosquant_lite.capture import capture
+    from cosquant_lite.datasets import data_root
+
+    out = args.out or data_root() / "captured"
+    for stage, about in capture(out)["stages"].items():
+        print(f"{stage}: {about['source']}, accuracy {about['accuracy']:.2%}")
+    print(f"written to {out}")
+
+
+def _data_download(args: argparse.Namespace) -> None:
+    from cosquant_lite.datasets import cifar10, data_root
+
+    print(f"downloaded: {cifar10.download(data_root())}")
+
+
+def _data_import(args: argparse.Namespace) -> None:
+    from cosquant_lite.datasets import cifar10, data_root
+
+    print(f"imported into {data_root()}: {cifar10.import_from(args.path, data_root())}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""CIFAR-10: the official archive through torchvision, or an image folder (tree or tar), imported once."""
+
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.datasets import CIFAR10, ImageFolder
+from tqdm import tqdm
+
+from cosquant_lite.datasets import Images
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+ARRAYS = ("train_x", "train_y", "test_x", "test_y")
+HOW_TO_GET = "`python -m cosquant_lite data import cifar10 PATH` or `python -m cosquant_lite data download cifar10`"
+
+
+def available(root: Path) -> bool:
+    """Whether real CIFAR-10 was imported or downloaded under root."""
+    return (root / "cifar10" / "source.json").exists() or (root / CIFAR10.base_folder).is_dir()
+
+
+def load(root: Path) -> Images:
+    """Real CIFAR-10 under root: the official archive if it is there, otherwise the imported image folder."""
+    if (root / CIFAR10.base_folder).is_dir():
+        return _official(root)
+    if not (root / "cifar10" / "source.json").exists():
+        raise FileNotFoundError(f"no CIFAR-10 under {root}; get it with {HOW_TO_GET}")
+    arrays = [torch.from_numpy(np.load(root / "cifar10" / f"{name}.npy")) for name in ARRAYS]
+    return Images(*arrays, CLASSES, json.loads((root / "cifar10" / "source.json").read_text())["source"])
+
+
+def download(root: Path) -> str:
+    """Fetch the official archive (170 MB, md5 checked by torchvision) and unpack it. Returns its source line."""
+    root.mkdir(parents=True, exist_ok=True)
+    CIFAR10(root, download=True)
+    return _official(root).source
+
+
+def import_from(path: Path, root: Path) -> str:
+    """Import CIFAR-10 from path and return what it is.
+
+    path: the official `cifar-10-python.tar.gz` or its unpacked folder, or an image folder (or a tar of one) with
+    `train/<class>/*` and `test/<class>/*`. ValueError or FileNotFoundError names what is missing; a failed or killed
+    import leaves nothing under the final name.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".import-", dir=root) as scratch:
+        folder = _unpack(path, Path(scratch)) if path.is_file() else path
+        official = next(
+            iter([folder] if folder.name == CIFAR10.base_folder else folder.glob(f"**/{CIFAR10.base_folder}")), None
+        )
+        if official:
+            shutil.copytree(official, Path(scratch) / "new" / CIFAR10.base_folder)
+            _official(Path(scratch) / "new")  # torchvision checks every file's md5
+            _replace(Path(scratch) / "new" / CIFAR10.base_folder, root / CIFAR10.base_folder)
+            return _official(root).source
+        source = _image_folder_to_arrays(_image_root(folder, path), Path(scratch) / "arrays")
+        _replace(Path(scratch) / "arrays", root / "cifar10")
+        return source
+
+
+def _official(root: Path) -> Images:
+    train, test = CIFAR10(root, train=True), CIFAR10(root, train=False)
+    x = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test)]
+    y = [torch.tensor(part.targets) for part in (train, test)]
+    return Images(x[0], y[0], x[1], y[1], CLASSES, f"CIFAR-10, official archive, {len(y[0]):,} + {len(y[1]):,} images")
+
+
+def _unpack(archive: Path, scratch: Path) -> Path:
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(scratch / "unpacked", filter="data")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ValueError(f"{archive} is not a complete tar archive: {error}") from None
+    return scratch / "unpacked"
+
+
+def _image_root(folder: Path, named: Path) -> Path:
+    """The folder that holds train/ and test/, with all ten classes in each."""
+    found = [train.parent for train in [folder / "train", *sorted(folder.glob("*/train"))] if train.is_dir()]
+    if not found:
+        raise ValueError(f"{named}: neither {CIFAR10.base_folder}/ nor train/<class>/ found in it")
+    for part in ("train", "test"):
+        there = {entry.name for entry in (found[0] / part).glob("*") if entry.is_dir()}
+        if there != set(CLASSES):
+            missing, unknown = sorted(set(CLASSES) - there), sorted(there - set(CLASSES))
+            raise ValueError(
+                f"{named}: {part}/ lacks the classes {missing} and has the unknown ones {unknown}; needed: {CLASSES}"
+            )
+    return found[0]
+
+
+def _image_folder_to_arrays(folder: Path, out: Path) -> str:
+    """Decode every image once into .npy arrays, which load in a second."""
+    out.mkdir()
+    counts, endings = [], set()
+    for part in ("train", "test"):
+        images = ImageFolder(folder / part)
+        x = np.empty((len(images), 3, 32, 32), np.uint8)
+        for i, (image, _) in enumerate(tqdm(images, desc=f"CIFAR-10 {part}", unit="image")):
+            if image.size != (32, 32):
+                raise ValueError(f"{images.samples[i][0]}: {image.size[0]}x{image.size[1]} pixels, needed: 32x32")
+            x[i] = np.asarray(image).transpose(2, 0, 1)
+        np.save(out / f"{part}_x.npy", x)
+        np.save(out / f"{part}_y.npy", np.array(images.targets, np.int64))
+        counts.append(len(images))
+        endings |= {os.path.splitext(name)[1].lower() for name, _ in images.samples}
+    lossy = endings & {".jpg", ".jpeg"}
+    kind = "JPEG re-encoding (lossy)" if lossy else "image folder " + "/".join(sorted(endings))
+    source = f"CIFAR-10, {kind}, {counts[0]:,} + {counts[1]:,} images"
+    (out / "source.json").write_text(json.dumps({"source": source}))
+    return source
+
+
+def _replace(new: Path, final: Path) -> None:
+    """Put the finished folder under its final name; an older one goes only when the new one is complete."""
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(new, final)

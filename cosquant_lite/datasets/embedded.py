@@ -1,0 +1,78 @@
+"""The inputs that come with the project, so that everything runs with no download."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from cosquant_lite.datasets import EMBEDDED, Images, check_data_choice, data_root
+
+UPDATE_FILE, UPDATE_PROVENANCE = "client_update.npz", "client_update.json"
+STAGES = ("early", "middle", "late")
+
+
+@dataclass(frozen=True, eq=False)
+class ClientUpdate:
+    """What one client of a real federated run computed.
+
+    update: layer name -> w_received - w_after_local_training, float32. weights: layer name -> w_received.
+    peers: (clients, n) the same round's updates of ten clients in the layer `peer_layer` (stage "middle" only).
+    source: one line for figures.
+    """
+
+    update: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    peers: Tensor | None
+    peer_layer: str
+    source: str
+
+
+def digits() -> Images:
+    """scikit-learn's 1,797 handwritten digits, 8x8, enlarged to 3x32x32; 1,500 train and 297 test, fixed split."""
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    small = torch.tensor(raw.images, dtype=torch.float32)[:, None] * (255 / 16)
+    x = interpolate(small, size=(32, 32), mode="bilinear").round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    y = torch.tensor(raw.target)
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    train, test = order[:1500], order[1500:]
+    source = "embedded handwritten digits (scikit-learn), not CIFAR-10"
+    return Images(x[train], y[train], x[test], y[test], tuple("0123456789"), source)
+
+
+def client_update(stage: str = "middle", data: str = "embedded") -> ClientUpdate:
+    """A real client update at an early, middle or late round.
+
+    data: "embedded" is the one committed with the project; "real" is one that `data capture` made here from your own
+    CIFAR-10; "auto" prefers the latter. FileNotFoundError says how to make it.
+    """
+    check_data_choice(data)
+    if stage not in STAGES:
+        raise ValueError(f"stage must be one of {', '.join(map(repr, STAGES))}, got {stage!r}")
+    folder = _update_folder(data)
+    about = json.loads((folder / UPDATE_PROVENANCE).read_text())
+    with np.load(folder / UPDATE_FILE) as arrays:
+        part = {kind: _named(arrays, f"{stage}/{kind}/") for kind in ("update", "weights")}
+        peers = torch.from_numpy(arrays["peers"].astype(np.float32)) if stage == "middle" else None
+    return ClientUpdate(**part, peers=peers, peer_layer=about["peer_layer"], source=about["stages"][stage]["source"])
+
+
+def _update_folder(data: str) -> Path:
+    captured = data_root() / "captured"
+    if data == "embedded" or (data == "auto" and not (captured / UPDATE_PROVENANCE).exists()):
+        return EMBEDDED
+    if not (captured / UPDATE_PROVENANCE).exists():
+        raise FileNotFoundError(
+            f"no captured update in {captured}; make one with `python -m cosquant_lite data capture`"
+        )
+    return captured
+
+
+def _named(arrays, prefix: str) -> dict[str, Tensor]:
+    names = [name for name in arrays.files if name.startswith(prefix)]
+    return {name.removeprefix(prefix): torch.from_numpy(arrays[name].astype(np.float32)) for name in names}

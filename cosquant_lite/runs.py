@@ -1,0 +1,60 @@
+"""Where a number came from, and writing it down so that a killed process never leaves half a file."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("torch", "torchvision", "numpy", "monai", "matplotlib", "cosquant-lite")
+
+
+def provenance() -> dict:
+    """Versions, platform, and the commit of this checkout ("+" if it has changes); no paths, names or times."""
+    return {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}",
+            "packages": versions(), "commit": _commit()}  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that can change a number, without importing them."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def command_line() -> str:
+    """The command that is running, as a reader would type it."""
+    return "python -m cosquant_lite " + " ".join(sys.argv[1:])
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write content under a temporary name in the same folder, then rename: the file is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content) -> None:
+    """`write_atomic` of indented JSON; NaN is refused rather than written."""
+    write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def _commit() -> str:
+    def git(*words: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "not a git checkout"
