@@ -36,7 +36,7 @@ def capture(out: Path) -> dict:
             exact["peers"] = np.stack([update[PEER_LAYER].flatten().numpy() for update in finished.updates])
         arrays |= {name: x.astype(np.float16) for name, x in exact.items()}
         error = max(np.linalg.norm(arrays[name] - x) / np.linalg.norm(x) for name, x in exact.items())
-        source = f"client update, round {number}, E = {CONFIG.epochs}, {images.source.rsplit(',', 1)[0]}"
+        source = f"client update, round {number}, E = {CONFIG.epochs}, {images.source}"
         stages[stage] = {
             "round": number,
             "source": source,

@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+PROFILES = ("quick", "full")  # how much a notebook computes: for a laptop at once, or as long as it takes
 PACKAGES = ("torch", "torchvision", "numpy", "monai", "matplotlib", "cosquant-lite")
 
 

@@ -4,11 +4,15 @@
 downloaded unasked, and the `source` of what was loaded goes into every result and onto every figure.
 """
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # this module answers "which data?" without the seconds that importing torch takes
+    from torch import Tensor
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "data"
 DATA_CHOICES = ("auto", "real", "embedded")
@@ -38,13 +42,27 @@ def check_data_choice(data: str) -> None:
         raise ValueError(f"data must be one of {', '.join(map(repr, DATA_CHOICES))}, got {data!r}")
 
 
+def resolve(uses: str, data: str) -> str:
+    """Which of "real" and "embedded" the choice `data` means for what a notebook uses ("update" or "cifar10").
+
+    ValueError for an unknown choice; FileNotFoundError, saying how to get it, for real data that is not there.
+    """
+    from cosquant_lite.datasets import cifar10, embedded
+
+    check_data_choice(data)
+    available, how_to_get = {
+        "update": (embedded.captured_available(), embedded.HOW_TO_GET),
+        "cifar10": (cifar10.available(data_root()), cifar10.HOW_TO_GET),
+    }[uses]
+    if data == "real" and not available:
+        raise FileNotFoundError(f"data='real', but none under {data_root()}; get it with {how_to_get}")
+    return "real" if available and data != "embedded" else "embedded"
+
+
 def load_images(dataset: str, data: str = "auto") -> Images:
     """The named image set, real or embedded. FileNotFoundError says how to get the real one if it is not there."""
     from cosquant_lite.datasets import cifar10, embedded
 
-    check_data_choice(data)
     if dataset not in IMAGE_SETS:
         raise ValueError(f"unknown dataset {dataset!r}; allowed: {', '.join(IMAGE_SETS)}")
-    if data == "embedded" or (data == "auto" and not cifar10.available(data_root())):
-        return embedded.digits()
-    return cifar10.load(data_root())
+    return cifar10.load(data_root()) if resolve(dataset, data) == "real" else embedded.digits()

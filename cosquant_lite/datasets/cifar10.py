@@ -13,6 +13,7 @@ from torchvision.datasets import CIFAR10, ImageFolder
 from tqdm import tqdm
 
 from cosquant_lite.datasets import Images
+from cosquant_lite.datasets.checksums import write_sums
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
@@ -28,8 +29,6 @@ def load(root: Path) -> Images:
     """Real CIFAR-10 under root: the official archive if it is there, otherwise the imported image folder."""
     if (root / CIFAR10.base_folder).is_dir():
         return _official(root)
-    if not (root / "cifar10" / "source.json").exists():
-        raise FileNotFoundError(f"no CIFAR-10 under {root}; get it with {HOW_TO_GET}")
     arrays = [torch.from_numpy(np.load(root / "cifar10" / f"{name}.npy")) for name in ARRAYS]
     return Images(*arrays, CLASSES, json.loads((root / "cifar10" / "source.json").read_text())["source"])
 
@@ -70,7 +69,7 @@ def _official(root: Path) -> Images:
     train, test = CIFAR10(root, train=True), CIFAR10(root, train=False)
     x = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test)]
     y = [torch.tensor(part.targets) for part in (train, test)]
-    return Images(x[0], y[0], x[1], y[1], CLASSES, f"CIFAR-10, official archive, {len(y[0]):,} + {len(y[1]):,} images")
+    return Images(x[0], y[0], x[1], y[1], CLASSES, "CIFAR-10, official archive")
 
 
 def _unpack(archive: Path, scratch: Path) -> Path:
@@ -112,10 +111,11 @@ def _image_folder_to_arrays(folder: Path, out: Path) -> str:
         np.save(out / f"{part}_y.npy", np.array(images.targets, np.int64))
         counts.append(len(images))
         endings |= {os.path.splitext(name)[1].lower() for name, _ in images.samples}
-    lossy = endings & {".jpg", ".jpeg"}
-    kind = "JPEG re-encoding (lossy)" if lossy else "image folder " + "/".join(sorted(endings))
-    source = f"CIFAR-10, {kind}, {counts[0]:,} + {counts[1]:,} images"
+    kind = "JPEG re-encoding (lossy)" if endings & {".jpg", ".jpeg"} else f"image folder of {'/'.join(sorted(endings))}"
+    size = "" if counts == [50_000, 10_000] else f", only {counts[0]} + {counts[1]} images"
+    source = f"CIFAR-10, {kind}{size}"
     (out / "source.json").write_text(json.dumps({"source": source}))
+    write_sums(out, [f"{name}.npy" for name in ARRAYS])
     return source
 
 

@@ -2,17 +2,17 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cosquant_lite.datasets import EMBEDDED, Images, check_data_choice, data_root
+from cosquant_lite.datasets import EMBEDDED, Images, data_root, resolve
 
 UPDATE_FILE, UPDATE_PROVENANCE = "client_update.npz", "client_update.json"
 STAGES = ("early", "middle", "late")
+HOW_TO_GET = "`python -m cosquant_lite data capture`, which needs real CIFAR-10"
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,14 +21,16 @@ class ClientUpdate:
 
     update: layer name -> w_received - w_after_local_training, float32. weights: layer name -> w_received.
     peers: (clients, n) the same round's updates of ten clients in the layer `peer_layer` (stage "middle" only).
-    source: one line for figures.
+    round: the communication round. source: one line for figures; images: the data set it was trained on.
     """
 
     update: dict[str, Tensor]
     weights: dict[str, Tensor]
     peers: Tensor | None
     peer_layer: str
+    round: int
     source: str
+    images: str
 
 
 def digits() -> Images:
@@ -51,26 +53,22 @@ def client_update(stage: str = "middle", data: str = "embedded") -> ClientUpdate
     data: "embedded" is the one committed with the project; "real" is one that `data capture` made here from your own
     CIFAR-10; "auto" prefers the latter. FileNotFoundError says how to make it.
     """
-    check_data_choice(data)
     if stage not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(map(repr, STAGES))}, got {stage!r}")
-    folder = _update_folder(data)
+    folder = data_root() / "captured" if resolve("update", data) == "real" else EMBEDDED
     about = json.loads((folder / UPDATE_PROVENANCE).read_text())
     with np.load(folder / UPDATE_FILE) as arrays:
         part = {kind: _named(arrays, f"{stage}/{kind}/") for kind in ("update", "weights")}
         peers = torch.from_numpy(arrays["peers"].astype(np.float32)) if stage == "middle" else None
-    return ClientUpdate(**part, peers=peers, peer_layer=about["peer_layer"], source=about["stages"][stage]["source"])
+    source, number = about["stages"][stage]["source"], about["stages"][stage]["round"]
+    return ClientUpdate(
+        **part, peers=peers, peer_layer=about["peer_layer"], round=number, source=source, images=about["source"]
+    )
 
 
-def _update_folder(data: str) -> Path:
-    captured = data_root() / "captured"
-    if data == "embedded" or (data == "auto" and not (captured / UPDATE_PROVENANCE).exists()):
-        return EMBEDDED
-    if not (captured / UPDATE_PROVENANCE).exists():
-        raise FileNotFoundError(
-            f"no captured update in {captured}; make one with `python -m cosquant_lite data capture`"
-        )
-    return captured
+def captured_available() -> bool:
+    """Whether `data capture` has made a client update from the user's own CIFAR-10."""
+    return (data_root() / "captured" / UPDATE_PROVENANCE).exists()
 
 
 def _named(arrays, prefix: str) -> dict[str, Tensor]:

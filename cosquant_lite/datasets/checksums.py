@@ -1,0 +1,36 @@
+"""SHA-256 of the embedded files (data/SHA256SUMS) and of imported data, checked by `data verify`."""
+
+import hashlib
+from pathlib import Path
+
+from cosquant_lite.datasets import EMBEDDED, data_root
+
+SUMS = "SHA256SUMS"
+
+
+def verify() -> int:
+    """Check every listed file, print a line each; 0 if all are intact, 1 if not."""
+    intact = [_check(folder) for folder in (EMBEDDED, data_root() / "cifar10") if (folder / SUMS).exists()]
+    return 0 if all(intact) else 1
+
+
+def write_sums(folder: Path, names: list[str]) -> None:
+    """List the files' SHA-256 in the folder, in the format of `sha256sum`."""
+    lines = [f"{_sha256(folder / name)}  {name}\n" for name in sorted(names)]
+    (folder / SUMS).write_text("".join(lines))
+
+
+def _check(folder: Path) -> bool:
+    intact = True
+    for line in (folder / SUMS).read_text().splitlines():
+        expected, name = line.split(maxsplit=1)
+        path = folder / name
+        verdict = "missing" if not path.exists() else "ok" if _sha256(path) == expected else "DAMAGED"
+        print(f"{verdict:8} {path}")
+        intact &= verdict == "ok"
+    return intact
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

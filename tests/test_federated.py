@@ -1,0 +1,118 @@
+"""The federated loop against a ten-line FedAvg, its byte counts, its determinism and its errors."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from cosquant_lite import federated, wire
+from cosquant_lite.datasets import load_images, partition
+from cosquant_lite.federated import FedConfig, rounds
+from cosquant_lite.models import cnn, initial_weights
+
+SMALL = {"data": "embedded", "rounds": 2, "clients": 20, "clients_per_round": 3, "batch_size": 25, "epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load_images("cifar10", "embedded")
+
+
+def test_the_paper_s_network_has_122570_parameters():
+    assert sum(p.numel() for p in cnn().parameters()) == 122_570
+
+
+def test_equals_a_ten_line_fedavg(images):
+    """FedAvg as in the textbook: average the clients' weights. The loop under test averages updates instead."""
+    config = FedConfig(**SMALL, momentum=0.5, weight_decay=1e-3)
+    (x, _), model = federated.normalise(images), cnn()
+    parts = partition.iid(len(images.train_y), 20, federated.generator(0, "split"))
+    weights = initial_weights(model, 0)
+    for number in (1, 2):
+        chosen, trained = torch.randperm(20, generator=federated.generator(0, "sample", number))[:3].tolist(), []
+        for client in chosen:
+            model.load_state_dict(weights)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5, weight_decay=1e-3)
+            shuffle = federated.generator(0, "client", number, client)
+            for _ in range(2):
+                for batch in parts[client][torch.randperm(len(parts[client]), generator=shuffle)].split(25):
+                    optimizer.zero_grad()
+                    cross_entropy(model(x[batch]), images.train_y[batch]).backward()
+                    optimizer.step()
+            trained.append({name: value.clone() for name, value in model.state_dict().items()})
+        weights = {name: sum(w[name] for w in trained) / 3 for name in weights}
+    ours = list(rounds(config, images))
+    assert len(ours) == 2
+    expected_received = ours[-1].received  # before round 2; the end is compared through a third round
+    third = list(rounds(FedConfig(**{**SMALL, "rounds": 3}, momentum=0.5, weight_decay=1e-3), images))[-1].received
+    assert not all(torch.equal(expected_received[name], third[name]) for name in third)
+    for name in weights:
+        torch.testing.assert_close(third[name], weights[name], rtol=0, atol=1e-6)
+
+
+def test_links_carry_real_bytes_both_ways(images):
+    weights = initial_weights(cnn(), 0)
+    for down, up, bits in (
+        ("none", "none", (None, None)),
+        ("cosine:8", "cosine:2", (8, 2)),
+        ("uniform:4,range=minmax", "cosine:1", (4, 1)),
+    ):
+        config = FedConfig(**{**SMALL, "rounds": 1}, down=down, up=up)
+        record = next(rounds(config, images)).record
+        assert record["bytes_down"] == 3 * wire.frame_bytes(weights, bits[0])
+        assert record["bytes_up"] == 3 * wire.frame_bytes(weights, bits[1])
+
+
+def test_clients_train_from_the_weights_they_received(images):
+    finished = next(rounds(FedConfig(**{**SMALL, "rounds": 1}, down="cosine:4"), images))
+    exact = initial_weights(cnn(), 0)
+    assert len(finished.received["conv2.weight"].unique()) <= 16
+    assert not torch.equal(finished.received["conv2.weight"], exact["conv2.weight"])
+
+
+def test_same_seed_same_history_whatever_ran_before(images):
+    config = FedConfig(**SMALL, up="cosine:2,rounding=stochastic")
+    first = [finished.record for finished in rounds(config, images)]
+    torch.rand(5)  # the global generator plays no part
+    second = [finished.record for finished in rounds(config, images)]
+    other = [
+        finished.record for finished in rounds(FedConfig(**SMALL, up="cosine:2,rounding=stochastic", seed=1), images)
+    ]
+
+    def without_time(records):
+        return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+    assert without_time(first) == without_time(second) != without_time(other)
+
+
+def test_it_learns_with_two_bits_up():
+    history = federated.run(
+        FedConfig(data="embedded", rounds=12, clients=10, clients_per_round=5, epochs=5, batch_size=10, up="cosine:2")
+    )
+    assert history.rounds[-1]["accuracy"] > 0.6  # ten classes: guessing gives 0.1
+    assert "not CIFAR-10" in history.provenance["source"]
+    assert history.provenance["config"]["up"] == "cosine:2"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"clients_per_round": 21, "clients": 20}, "clients_per_round is 21, but there are only 20 clients"),
+        ({"up": "cosin:2"}, "unknown quantizer 'cosin'"),
+        ({"dataset": "mnist"}, "dataset must be one of 'cifar10', got 'mnist'"),
+        ({"data": "fake"}, "data must be one of"),
+        ({"rounds": 0}, "rounds must be at least 1"),
+        ({"lr": -1.0}, "lr must be a finite number"),
+        ({"lr": float("nan")}, "lr must be a finite number"),
+        ({"split": "dirichlet"}, "split must be one of 'iid'"),
+    ],
+)
+def test_a_wrong_configuration_is_named(wrong, named):
+    with pytest.raises(ValueError, match=named):
+        FedConfig(**wrong)
+
+
+def test_more_clients_than_images_and_a_diverging_run_are_errors(images):
+    with pytest.raises(ValueError, match="3000 clients cannot share 1500"):
+        next(rounds(FedConfig(data="embedded", clients=3000), images))
+    with pytest.raises(FloatingPointError, match="diverged"):
+        list(rounds(FedConfig(**SMALL, lr=1e6), images))
