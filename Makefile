@@ -31,8 +31,10 @@ format: env      ## format and lint the code and the notebooks
 notebooks: env   ## run the notebooks in place: refreshes their committed outputs (quick, embedded)
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/[0-9][0-9]_*.ipynb
 
-readme: env      ## rewrite the results table in README.md
+readme: env      ## rewrite the results table and the picture of README.md
+	$(BIN)/python -m cosquant_lite reproduce --data embedded --out build
 	$(BIN)/python -m cosquant_lite.readme
+	cp build/figures/03-ladder.png results/ladder.png
 
 lab: env         ## open the course in JupyterLab
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb

@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from IPython.display import display
 from matplotlib.figure import Figure
+from PIL import Image
 
 from cosquant_lite import datasets, plots, runs
 
@@ -58,7 +59,7 @@ class Run:
         runs.write_atomic(self.out / "figures" / f"{stem}.svg", _render(fig, "svg"))
         self.figures.append({"name": stem, "alt": alt, "source": source})
         self._write()
-        inline = _render(fig, "png", dpi="figure")
+        inline = _small_png(fig)
         plt.close(fig)
         display({"image/png": inline, "text/plain": alt}, metadata={"image/png": {"alt": alt}}, raw=True)
 
@@ -95,3 +96,10 @@ def _render(fig: Figure, form: str, **options) -> bytes:
     metadata = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
     fig.savefig(buffer, format=form, metadata=metadata, **options)
     return buffer.getvalue()
+
+
+def _small_png(fig: Figure) -> bytes:
+    """The figure at screen resolution with a palette: a third of the size, so that notebooks stay small in git."""
+    full, small = io.BytesIO(_render(fig, "png", dpi="figure")), io.BytesIO()
+    Image.open(full).convert("RGB").quantize(128).save(small, "png", optimize=True)
+    return small.getvalue()

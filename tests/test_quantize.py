@@ -64,7 +64,7 @@ def numpy_uniform(x, bits, clip, symmetric):
     return (x - low) / (high - low) * (2**bits - 1), lambda codes: low + codes * (high - low) / (2**bits - 1)
 
 
-@pytest.mark.parametrize(("bits", "clip"), product(range(1, 9), (0, 0.01, 0.1, 0.49)))
+@pytest.mark.parametrize(("bits", "clip"), list(product(range(1, 9), (0, 0.01, 0.1, 0.49))))
 def test_codes_and_values_are_the_formulas(bits, clip):
     x = tensor(997, seed=bits)
     for quantizer, (u, value) in (

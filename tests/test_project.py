@@ -1,0 +1,109 @@
+"""The files around the code agree with each other and with it."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import cosquant_lite
+from cosquant_lite import readme
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def tracked_files():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout, so there is no list of committed files")
+    return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
+
+
+def test_environment_yml_asks_for_this_package_and_nothing_of_its_own():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["name"] == PROJECT["name"]
+    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert conda == [f"python{PROJECT['requires-python']}", "pip", "make"]
+    (package,) = pip
+    extras = re.fullmatch(r"-e \.\[([a-z,]+)\]", package).group(1).split(",")
+    assert sorted(extras) == sorted(PROJECT["optional-dependencies"]), "every extra, and no unknown one"
+
+
+def test_every_dependency_has_a_lower_bound_and_a_reason():
+    listed = PROJECT["dependencies"] + [word for extra in PROJECT["optional-dependencies"].values() for word in extra]
+    text = (ROOT / "pyproject.toml").read_text()
+    for requirement in listed:
+        assert re.fullmatch(r"[a-z0-9-]+>=[\d.]+", requirement), requirement
+        assert re.search(rf'"{re.escape(requirement)}", *# .{{10,}}', text), f"no reason beside {requirement}"
+    for line in (ROOT / "environment.yml").read_text().split("dependencies:")[1].splitlines():
+        assert not line.strip() or line.strip() == "- pip:" or "#" in line, f"no reason beside {line}"
+
+
+def test_every_third_party_import_is_a_dependency():
+    names = {
+        "sklearn": "scikit-learn",
+        "PIL": "pillow",
+        "IPython": "ipykernel",
+        "traitlets": "ipykernel",
+        "yaml": "pyyaml",
+    }
+    listed = {re.split("[>=]", requirement)[0] for requirement in PROJECT["dependencies"]}
+    for file in (ROOT / "cosquant_lite").rglob("*.py"):
+        for module in re.findall(r"^ *(?:from|import) ([A-Za-z_]+)", file.read_text(), re.MULTILINE):
+            known = module in sys.stdlib_module_names or module == "cosquant_lite"
+            assert known or names.get(module, module) in listed, f"{file.name} imports {module}"
+
+
+def test_versions_agree():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert PROJECT["version"] == cosquant_lite.__version__ == citation["version"]
+    assert "2012.08241" in citation["references"][0]["url"]
+
+
+def test_readme_results_table_is_fresh():
+    text = (ROOT / "README.md").read_text()
+    assert readme.with_table(text) == text, "run `make readme`"
+
+
+def test_readme_names_every_notebook_and_only_files_that_exist():
+    text = (ROOT / "README.md").read_text()
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        assert f"notebooks/{notebook.name}" in text
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_make_targets_in_the_readme_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z]+)", (ROOT / "README.md").read_text())) <= targets
+
+
+def test_ci_runs_the_readme_s_test_command():
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert "make test" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert "make test" in (ROOT / "README.md").read_text()
+
+
+def test_committed_files_are_small_and_hold_no_machine_path():
+    for file in tracked_files():
+        assert file.stat().st_size <= 2_000_000, file
+        if file.suffix in {".py", ".md", ".json", ".ipynb", ".toml", ".yml", ".cff", ".txt"} and file != Path(__file__):
+            assert not re.search(
+                r"(/root/|/home/[a-z]|/Users/[A-Z])", file.read_text().replace("(/home/|/root/|/Users/", "")
+            ), file
+
+
+def test_help_answers_without_importing_torch():
+    code = "import sys, cosquant_lite.__main__ as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_public_names_are_importable_and_unknown_ones_are_named():
+    assert all(getattr(cosquant_lite, name) is not None for name in cosquant_lite.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Cosin'; it has Cosine"):
+        cosquant_lite.Cosin  # noqa: B018

@@ -1,0 +1,183 @@
+"""The command that runs the notebooks: its errors, what it repeats, and what is left when it is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from cosquant_lite import report, reproduce
+from cosquant_lite.__main__ import main
+
+START = """from cosquant_lite import notebook
+run = notebook.start("{name}", profile, seed, data, out)"""
+PARAMETERS = 'profile = "quick"\nseed = 0\ndata = "embedded"\nout = ""'
+FIGURE = """import matplotlib.pyplot as plt
+fig, ax = plt.subplots()
+ax.plot([1, 2])
+run.show(fig, "line", "a rising line", "two numbers")"""
+
+
+def write_notebook(folder, name, *cells):
+    parameters = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    code = [nbformat.v4.new_code_cell(source) for source in (START.format(name=name), *cells)]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[parameters, *code], metadata=kernel), folder / f"{name}.ipynb")
+
+
+@pytest.fixture
+def course(tmp_path, monkeypatch):
+    """A folder of notebooks and an expectation, in place of the real ones."""
+    notebooks = tmp_path / "notebooks"
+    notebooks.mkdir()
+    expected = {"settings": {"profile": "quick", "seed": 0, "data": "embedded"},
+                "notebooks": {"00_first": {"one": {"value": 1.0, "tolerance": 0.1}}}}  # fmt: skip
+    (tmp_path / "expected.json").write_text(json.dumps(expected))
+    monkeypatch.setattr(reproduce, "NOTEBOOKS", notebooks)
+    monkeypatch.setattr(report, "EXPECTED", tmp_path / "expected.json")
+    return notebooks
+
+
+def run(out, **changes):
+    arguments = {
+        "profile": "quick",
+        "data": "embedded",
+        "only": "",
+        "params": [],
+        "out": out,
+        "force": False,
+        **changes,
+    }
+    return reproduce.reproduce(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--profile", "slow"], "unknown profile 'slow'; allowed: quick, full"),
+        (["--data", "mine"], "unknown data 'mine'; allowed: auto, real, embedded"),
+        (["--only", "03,77"], "unknown notebook '77'; there are 00_start_here, 01_uniform_quantization"),
+        (["-p", "sede=1"], "unknown parameter sede for 00_start_here; allowed: seed"),
+        (["-p", "seed"], "parameter 'seed' is not NAME=VALUE"),
+        (["--out", "/proc/nowhere"], "/proc/nowhere"),
+    ],
+)
+def test_a_wrong_word_is_an_error_that_lists_the_right_ones(words, named, capsys, tmp_path):
+    out = [] if "--out" in words else ["--out", str(tmp_path)]
+    assert main(["reproduce", *words, *out]) == 2
+    assert named in capsys.readouterr().err
+    assert not any(tmp_path.glob("*/*"))
+
+
+def test_runs_reports_and_repeats_only_what_changed(course, tmp_path, capsys):
+    out = tmp_path / "out"
+    write_notebook(course, "00_first", FIGURE, 'run.record("one", 1.05, figure="line")')
+    assert run(out) == 0
+    rows = json.loads((out / "report.json").read_text())["rows"]
+    assert [(row["number"], row["figure"], row["verdict"]) for row in rows] == [("one", "00-line", "ok")]
+    assert "a rising line" in (out / "report.html").read_text()
+    assert sorted(file.name for file in (out / "figures").iterdir()) == ["00-line.png", "00-line.svg"]
+    assert not list(out.glob(".running*"))
+
+    first = (out / "records" / "00_first.json").stat().st_mtime_ns
+    assert run(out) == 0
+    assert "up to date" in capsys.readouterr().out
+    assert (out / "records" / "00_first.json").stat().st_mtime_ns == first
+    assert run(out, force=True) == 0
+    assert (out / "records" / "00_first.json").stat().st_mtime_ns > first
+
+    (out / "figures" / "00-line.svg").unlink()  # something is missing: run again
+    assert run(out) == 0
+    assert (out / "figures" / "00-line.svg").exists()
+    write_notebook(course, "00_first", 'run.record("one", 2.0)')  # the source changed, and the value with it
+    assert run(out) == 1
+    assert json.loads((out / "report.json").read_text())["rows"][0]["verdict"] == "OFF"
+    assert run(out, params=["seed=1"]) == 0  # no expectation for another seed
+    assert "no expectation" in capsys.readouterr().out
+
+
+def test_a_notebook_that_fails_or_records_nothing_is_a_failure_and_the_others_run(course, tmp_path, capsys):
+    write_notebook(course, "00_first", 'raise RuntimeError("the reason")')
+    write_notebook(course, "01_silent", "1 + 1")
+    write_notebook(course, "02_fine", 'run.record("two", 2.0)')
+    assert run(tmp_path / "out") == 1
+    assert "the reason" in capsys.readouterr().err
+    notebooks = {n["notebook"]: n for n in json.loads((tmp_path / "out" / "report.json").read_text())["notebooks"]}
+    assert {name: n["status"] for name, n in notebooks.items()} == {
+        "00_first": "failed",
+        "01_silent": "failed",
+        "02_fine": "finished",
+    }
+    assert "recorded no number" in notebooks["01_silent"]["error"]
+
+
+def test_an_expected_number_that_was_not_recorded_is_missing(course, tmp_path):
+    write_notebook(course, "00_first", 'run.record("other", 1.0)')
+    assert run(tmp_path / "out") == 1
+    verdicts = {
+        row["number"]: row["verdict"] for row in json.loads((tmp_path / "out" / "report.json").read_text())["rows"]
+    }
+    assert verdicts == {"other": "no expectation", "one": "MISSING"}
+
+
+def start_process(course, out):
+    code = (
+        "import sys; from pathlib import Path; from cosquant_lite import report, reproduce; "
+        f"reproduce.NOTEBOOKS = Path({str(course)!r}); report.EXPECTED = Path({str(course.parent / 'expected.json')!r}); "
+        f"sys.exit(reproduce.reproduce('quick', 'embedded', '', [], Path({str(out)!r}), False))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.1)
+
+
+def is_alive(pid):
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_or_killed_it_keeps_what_was_finished_and_nothing_half(course, tmp_path, how):
+    out, pid_file = tmp_path / "out", tmp_path / "pid"
+    write_notebook(course, "00_first", FIGURE, 'run.record("one", 1.0)')
+    write_notebook(
+        course,
+        "01_slow",
+        FIGURE,
+        f"import os, pathlib, time\npathlib.Path({str(pid_file)!r}).write_text(str(os.getpid()))\ntime.sleep(100)",
+    )
+    process = start_process(course, out)
+    wait_for(pid_file.exists)
+    process.send_signal(how)
+    printed, _ = process.communicate(timeout=30)
+    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    if how == signal.SIGINT:
+        assert "interrupted; finished and kept: 00_first;" in printed
+        assert not list(out.glob(".running*"))
+    finals = sorted(str(file.relative_to(out)) for file in out.glob("[!.]*/*"))
+    assert finals == ["figures/00-line.png", "figures/00-line.svg", "notebooks/00_first.ipynb", "records/00_first.json"]
+    json.loads((out / "records" / "00_first.json").read_text())
+    wait_for(lambda: not is_alive(int(pid_file.read_text())), 30)  # the kernel ends with its parent
+
+    write_notebook(
+        course, "01_slow", 'run.record("two", 2.0)'
+    )  # the next call goes on, and clears what was left behind
+    assert run(out) == 0
+    assert not list(out.glob(".running*"))
+    assert os.path.exists(out / "records" / "01_slow.json")
