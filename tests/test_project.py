@@ -1,5 +1,6 @@
 """The files around the code agree with each other and with it."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -54,9 +55,11 @@ def test_every_third_party_import_is_a_dependency():
     }
     listed = {re.split("[>=]", requirement)[0] for requirement in PROJECT["dependencies"]}
     for file in (ROOT / "cosquant_lite").rglob("*.py"):
-        for module in re.findall(r"^ *(?:from|import) ([A-Za-z_]+)", file.read_text(), re.MULTILINE):
-            known = module in sys.stdlib_module_names or module == "cosquant_lite"
-            assert known or names.get(module, module) in listed, f"{file.name} imports {module}"
+        for node in ast.walk(ast.parse(file.read_text())):
+            imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            imported += [node.module] if isinstance(node, ast.ImportFrom) else []
+            for module in {name.split(".")[0] for name in imported} - sys.stdlib_module_names - {"cosquant_lite"}:
+                assert names.get(module, module) in listed, f"{file.name} imports {module}"
 
 
 def test_versions_agree():

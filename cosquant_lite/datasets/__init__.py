@@ -17,6 +17,13 @@ if TYPE_CHECKING:  # this module answers "which data?" without the seconds that 
 EMBEDDED = Path(__file__).resolve().parents[2] / "data"
 DATA_CHOICES = ("auto", "real", "embedded")
 IMAGE_SETS = ("cifar10",)
+_REAL = {  # any of these paths in the data folder means that the real thing is there; and how to get it
+    "update": (["captured/client_update.json"], "`python -m cosquant_lite data capture`, which needs real CIFAR-10"),
+    "cifar10": (
+        ["cifar10/source.json", "cifar-10-batches-py"],
+        "`python -m cosquant_lite data import cifar10 PATH` or `python -m cosquant_lite data download cifar10`",
+    ),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,21 +49,21 @@ def check_data_choice(data: str) -> None:
         raise ValueError(f"data must be one of {', '.join(map(repr, DATA_CHOICES))}, got {data!r}")
 
 
+def available(uses: str) -> bool:
+    """Whether real data of this kind is in the data folder."""
+    paths, _ = _REAL[uses]
+    return any((data_root() / path).exists() for path in paths)
+
+
 def resolve(uses: str, data: str) -> str:
     """Which of "real" and "embedded" the choice `data` means for what a notebook uses ("update" or "cifar10").
 
     ValueError for an unknown choice; FileNotFoundError, saying how to get it, for real data that is not there.
     """
-    from cosquant_lite.datasets import cifar10, embedded
-
     check_data_choice(data)
-    available, how_to_get = {
-        "update": (embedded.captured_available(), embedded.HOW_TO_GET),
-        "cifar10": (cifar10.available(data_root()), cifar10.HOW_TO_GET),
-    }[uses]
-    if data == "real" and not available:
-        raise FileNotFoundError(f"data='real', but none under {data_root()}; get it with {how_to_get}")
-    return "real" if available and data != "embedded" else "embedded"
+    if data == "real" and not available(uses):
+        raise FileNotFoundError(f"data='real', but there is none under {data_root()}; get it with {_REAL[uses][1]}")
+    return "real" if data != "embedded" and available(uses) else "embedded"
 
 
 def load_images(dataset: str, data: str = "auto") -> Images:

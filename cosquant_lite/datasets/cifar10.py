@@ -17,12 +17,6 @@ from cosquant_lite.datasets.checksums import write_sums
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
-HOW_TO_GET = "`python -m cosquant_lite data import cifar10 PATH` or `python -m cosquant_lite data download cifar10`"
-
-
-def available(root: Path) -> bool:
-    """Whether real CIFAR-10 was imported or downloaded under root."""
-    return (root / "cifar10" / "source.json").exists() or (root / CIFAR10.base_folder).is_dir()
 
 
 def load(root: Path) -> Images:

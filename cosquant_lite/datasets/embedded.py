@@ -12,7 +12,6 @@ from cosquant_lite.datasets import EMBEDDED, Images, data_root, resolve
 
 UPDATE_FILE, UPDATE_PROVENANCE = "client_update.npz", "client_update.json"
 STAGES = ("early", "middle", "late")
-HOW_TO_GET = "`python -m cosquant_lite data capture`, which needs real CIFAR-10"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +63,6 @@ def client_update(stage: str = "middle", data: str = "embedded") -> ClientUpdate
     return ClientUpdate(
         **part, peers=peers, peer_layer=about["peer_layer"], round=number, source=source, images=about["source"]
     )
-
-
-def captured_available() -> bool:
-    """Whether `data capture` has made a client update from the user's own CIFAR-10."""
-    return (data_root() / "captured" / UPDATE_PROVENANCE).exists()
 
 
 def _named(arrays, prefix: str) -> dict[str, Tensor]:
