@@ -12,7 +12,7 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from PIL import Image
 
-from cosquant_lite import datasets, plots, runs
+from cosquant_lite import datasets, plots, report, runs
 
 BY_HAND = Path(__file__).resolve().parents[1] / "build" / "interactive"
 
@@ -82,7 +82,7 @@ class Run:
         """Print what was recorded."""
         width = max((len(old["key"]) for old in self.values), default=0)
         for old in self.values:
-            print(f"{old['key']:<{width}}  {old['value']:.4g}")
+            print(f"{old['key']:<{width}}  {report.number(old['value'])}")
         print(f"{len(self.figures)} figures and {len(self.values)} numbers recorded")
 
     def _write(self) -> None:

@@ -81,7 +81,7 @@ def cosine_map(bound: float, bits: int) -> Figure:
         right.axvspan(*sorted((sign * math.cos(bound), sign)), color=GREY, alpha=0.3, linewidth=0)
     right.set(xlabel="value / norm", ylabel="angle theta, degrees", yticks=range(0, 181, 45))
     note = {"fontsize": 8, "arrowprops": {"arrowstyle": "->"}}
-    right.annotate("beyond the bound:\nno angle is spent here", ((1 + math.cos(bound)) / 2, 100), (0.05, 120), **note)
+    right.annotate("beyond the bound:\nno level here", ((1 + math.cos(bound)) / 2, 100), (0.05, 120), **note)
     return fig
 
 
@@ -116,18 +116,21 @@ def errors_and_bounds(ax: Axes, size: Tensor, errors: dict, bounds: dict[str, Te
     ax.label_outer()
 
 
-def curvature(panels: dict[str, dict[str, tuple[list[float], dict]]]) -> Figure:
-    """Where tensors lie on the curve edge / centre step = sqrt(1 - p^2): panels[title][label] = (all p, look)."""
-    fig, axes = plt.subplots(1, len(panels), figsize=(8.6, 3.8), sharex=True, sharey=True)
-    finer = lambda p: 100 * (1 - np.sqrt(1 - np.square(p)))  # noqa: E731
-    curve = np.geomspace(0.006, 0.95)
-    for ax, (title, groups) in zip(axes, panels.items()):
-        ax.plot(curve, finer(curve), color=GREY, linewidth=1, marker="", linestyle="-")
-        for label, (peaks, look) in groups.items():
-            ax.plot(peaks, finer(peaks), linestyle="", label=label, **look)
-        ax.set(title=title, xscale="log", yscale="log", xlabel="m / norm")
-    axes[0].set_ylabel("edge step finer than centre step by, %")
-    axes[0].legend(fontsize=8)
+def curvature(panels: dict[str, dict[str, tuple]]) -> Figure:
+    """Largest entry over norm, m / norm, against entries: panels[title][label] = (all n, all m / norm, look).
+
+    The right-hand scale is what that means for the cosine: edge step / centre step = sqrt(1 - (m / norm)^2).
+    """
+    fig = lines(panels, "entries n", "m / norm, at all three rounds", xscale="log", yscale="log", ylim=(0.005, 0.99))
+    n = np.array([10.0, 1e5])
+    for ax in fig.axes:
+        ax.plot(n, 2.58 / np.sqrt(n), color=GREY, linewidth=1, marker="", linestyle="-", zorder=0)
+    finer = ax.secondary_yaxis(
+        "right",
+        functions=(lambda p: 100 * (1 - np.sqrt(1 - np.clip(p, 0, 1) ** 2)), lambda f: np.sqrt(1 - (1 - f / 100) ** 2)),
+    )
+    finer.set(ylabel="edge step finer than centre step by, %", yscale="log")
+    fig.axes[0].annotate("2.58 / √n", (1.5e4, 2.58 / np.sqrt(1.5e4) / 2), fontsize=8, color="#555555")
     return fig
 
 

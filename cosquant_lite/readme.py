@@ -16,7 +16,7 @@ def table() -> str:
         for number in numbers.values():
             if "headline" in number:
                 rows.append(
-                    f"| {number['figure'] or 'text of ' + notebook[:2]} | {number['headline']} | {number['value']:.4g} "
+                    f"| {number['figure'] or 'text of ' + notebook[:2]} | {number['headline']} | {report.number(number['value'])} "
                     f"| ± {number['tolerance']:.2g} | `python -m cosquant_lite reproduce --only {notebook[:2]}` |"
                 )
     return "\n".join(rows)

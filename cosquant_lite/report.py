@@ -77,8 +77,13 @@ def _verdict(value: float | None, target: Mapping) -> str:
     return "ok" if abs(value - target["value"]) <= target["tolerance"] else "OFF"
 
 
+def number(value: float) -> str:
+    """A recorded value for reading: four digits, whole numbers in full."""
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e12 else f"{value:.4g}"
+
+
 def _cell(value) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "" if value is None else number(value) if isinstance(value, float) else str(value)
 
 
 PAGE = """<!doctype html>

@@ -80,6 +80,7 @@ def execute(path: Path, parameters: Mapping, out: Path, title: str) -> None:
             cwd=NOTEBOOKS,
             progress_bar={"desc": title, "dynamic_ncols": True},
             config=config,
+            shutdown_kernel="immediate",  # nothing is lost: the notebook has run; and Ctrl-C need not wait for it
         )
         record_file = scratch / "records" / f"{path.stem}.json"
         record = json.loads(record_file.read_text()) if record_file.exists() else {"values": []}

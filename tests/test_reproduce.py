@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -125,22 +126,23 @@ def test_an_expected_number_that_was_not_recorded_is_missing(course, tmp_path):
     assert verdicts == {"other": "no expectation", "one": "MISSING"}
 
 
-def start_process(course, out):
+@contextmanager
+def started(course, out, log):
+    """A `reproduce` in a process of its own, which is gone at the end whatever happens."""
     code = (
         "import sys; from pathlib import Path; from cosquant_lite import report, reproduce; "
         f"reproduce.NOTEBOOKS = Path({str(course)!r}); report.EXPECTED = Path({str(course.parent / 'expected.json')!r}); "
         f"sys.exit(reproduce.reproduce('quick', 'embedded', '', [], Path({str(out)!r}), False))"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
+    with log.open("w") as file:
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=file, stderr=file, start_new_session=True)
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
@@ -162,11 +164,11 @@ def test_interrupted_or_killed_it_keeps_what_was_finished_and_nothing_half(cours
         FIGURE,
         f"import os, pathlib, time\npathlib.Path({str(pid_file)!r}).write_text(str(os.getpid()))\ntime.sleep(100)",
     )
-    process = start_process(course, out)
-    wait_for(pid_file.exists)
-    process.send_signal(how)
-    printed, _ = process.communicate(timeout=30)
-    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    with started(course, out, tmp_path / "log") as process:
+        wait_for(pid_file.exists)
+        process.send_signal(how)
+        assert process.wait(60) == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    printed = (tmp_path / "log").read_text()
     if how == signal.SIGINT:
         assert "interrupted; finished and kept: 00_first;" in printed
         assert not list(out.glob(".running*"))

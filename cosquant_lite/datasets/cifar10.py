@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from cosquant_lite.datasets import Images
 from cosquant_lite.datasets.checksums import write_sums
+from cosquant_lite.datasets.download import download as fetch
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
@@ -28,10 +29,11 @@ def load(root: Path) -> Images:
 
 
 def download(root: Path) -> str:
-    """Fetch the official archive (170 MB, md5 checked by torchvision) and unpack it. Returns its source line."""
-    root.mkdir(parents=True, exist_ok=True)
-    CIFAR10(root, download=True)
-    return _official(root).source
+    """Fetch the official archive (170 MB, resumable, md5 checked) and import it. Returns its source line."""
+    archive = root / CIFAR10.filename
+    if not archive.exists():
+        fetch(CIFAR10.url, archive, CIFAR10.tgz_md5)
+    return import_from(archive, root)
 
 
 def import_from(path: Path, root: Path) -> str:

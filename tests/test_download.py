@@ -1,0 +1,68 @@
+"""Downloading on loopback: whole, resumed, from a host that cannot resume, broken off, and with a wrong checksum."""
+
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from cosquant_lite.datasets.download import download
+
+CONTENT = bytes(range(256)) * 4000
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """/file can resume, /plain cannot, /broken stops in the middle."""
+
+    def do_GET(self):
+        start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        self.server.starts.append(start)
+        if self.path == "/missing" or start >= len(CONTENT):
+            return self.send_error(404 if self.path == "/missing" else 416)
+        body = CONTENT if self.path == "/plain" else CONTENT[start:]
+        self.send_response(200 if self.path == "/plain" else 206)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if self.path == "/broken" else body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.starts, server.url = [], f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("page", "already", "asked"), [
+    ("/file", 0, 0), ("/file", 1000, 1000), ("/plain", 1000, 1000), ("/file", len(CONTENT), len(CONTENT)),
+])  # fmt: skip
+def test_whole_or_resumed(server, tmp_path, page, already, asked):
+    if already:
+        (tmp_path / "file.tar.part").write_bytes(CONTENT[:already])
+    download(server.url + page, tmp_path / "file.tar", MD5)
+    assert (tmp_path / "file.tar").read_bytes() == CONTENT
+    assert server.starts == [asked]
+    assert [file.name for file in tmp_path.iterdir()] == ["file.tar"]
+
+
+def test_a_broken_connection_keeps_what_arrived_and_the_next_call_goes_on(server, tmp_path):
+    with pytest.raises(OSError, match="the connection broke after 512,000 of 1,024,000 bytes"):
+        download(server.url + "/broken", tmp_path / "file.tar", MD5)
+    download(server.url + "/file", tmp_path / "file.tar", MD5)
+    assert server.starts == [0, 512_000]
+    assert (tmp_path / "file.tar").read_bytes() == CONTENT
+
+
+def test_a_wrong_checksum_and_a_missing_page_are_named(server, tmp_path):
+    with pytest.raises(ValueError, match="expected 0000"):
+        download(server.url + "/file", tmp_path / "file.tar", "0000")
+    with pytest.raises(OSError, match="404"):
+        download(server.url + "/missing", tmp_path / "file.tar", MD5)
+    assert not list(tmp_path.iterdir())
