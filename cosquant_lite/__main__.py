@@ -5,6 +5,8 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+from cosquant_lite import __version__
+
 RUN_EXAMPLE = "example: python -m cosquant_lite run --data real --rounds 3 --down cosine:8 --up cosine:2,clip=0.01"
 DATA_EXAMPLE = "example: python -m cosquant_lite data import cifar10 ~/Downloads/cifar-10-python.tar.gz"
 REPRODUCE_EXAMPLE = "example: python -m cosquant_lite reproduce --only 02,03 --out build"
@@ -15,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser(argv).parse_args(argv)
     try:
         return args.command(args) or 0
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -24,7 +26,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser(argv: list[str] | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("cosquant_lite", description=__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m cosquant_lite", description=__doc__, epilog=REPRODUCE_EXAMPLE, allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"cosquant-lite {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_reproduce(
         commands.add_parser(
@@ -67,7 +72,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     for field in fields(FedConfig):
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(flag, type=field.type, default=field.default, help=f"default: {field.default}")
-    parser.add_argument("--out", type=Path, help="write the history to this JSON file")
+    parser.add_argument("--out", type=Path, help="keep the history in this JSON file, written after every round")
     parser.set_defaults(command=_run)
 
 
@@ -85,17 +90,22 @@ def _run(args: argparse.Namespace) -> None:
     print(
         f"data: {images.source}\ndown: {config.down}, up: {config.up}, {config.clients_per_round} of {config.clients} clients a round"
     )
+
+    def save() -> None:
+        about = {"config": asdict(config), "source": images.source, "command": runs.command_line(), **runs.provenance()}
+        if args.out:
+            runs.write_json(args.out, {"rounds": records, **about})
+
     records = []
+    save()  # a path that cannot be written is an error before the training, not after it
     with tqdm(total=config.rounds, unit="round", disable=not sys.stderr.isatty()) as progress:
         for finished in rounds(config, images):
             records.append(finished.record)
+            save()
             progress.write(_line(finished.record))
             progress.update()
     total = sum(record["bytes_down"] + record["bytes_up"] for record in records)
     print(f"sum: {total:,} bytes both ways")
-    if args.out:
-        runs.write_json(args.out, {"rounds": records, "config": asdict(config), "source": images.source,
-                                   "command": runs.command_line(), **runs.provenance()})  # fmt: skip
 
 
 def _line(record: dict) -> str:
@@ -112,14 +122,17 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         ("verify", "check the embedded files and the imported ones against their checksums", _data_verify),
         (
             "capture",
-            "train on real CIFAR-10 and store the client updates that notebooks 01-04 use (15 min)",
+            "train on real CIFAR-10 and store the client updates that notebooks 01-04 use (15 to 30 minutes)",
             _data_capture,
         ),
     ):
-        actions.add_parser(name, help=does, description=does).set_defaults(command=command)
+        example = f"example: python -m cosquant_lite data {name}"
+        actions.add_parser(name, help=does, description=does, epilog=example).set_defaults(command=command)
     actions.choices["capture"].add_argument("--out", type=Path, help="folder (default: captured/ in the data folder)")
     download = actions.add_parser(
-        "download", help="fetch a data set from its own host", epilog="example: data download cifar10"
+        "download",
+        help="fetch a data set from its own host",
+        epilog="example: python -m cosquant_lite data download cifar10",
     )
     download.add_argument("dataset", choices=["cifar10"])
     download.set_defaults(command=_data_download)

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from cosquant_lite import federated, runs
 from cosquant_lite.datasets import load_images
+from cosquant_lite.datasets.checksums import write_sums
 from cosquant_lite.datasets.embedded import STAGES, UPDATE_FILE, UPDATE_PROVENANCE
 
 CONFIG = federated.FedConfig(data="real", rounds=60, epochs=5, batch_size=50, lr=0.1, seed=0)
@@ -49,4 +50,5 @@ def capture(out: Path) -> dict:
     np.savez_compressed(buffer, **arrays)
     runs.write_atomic(out / UPDATE_FILE, buffer.getvalue())
     runs.write_json(out / UPDATE_PROVENANCE, about)
+    write_sums(out, [UPDATE_FILE, UPDATE_PROVENANCE])
     return about

@@ -4,8 +4,9 @@ One round: server weights -> down link -> each chosen client trains E local epoc
 trained weights -> up link -> server subtracts the weighted mean of the decoded updates from its own exact weights.
 """
 
+import operator
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from time import perf_counter
 
 import numpy as np
@@ -42,18 +43,20 @@ class FedConfig:
     seed: int = 0  # fixes weights, split, sampling, shuffling and rounding
 
     def __post_init__(self):
-        parse_link(self.down), parse_link(self.up)
+        for field in fields(self):
+            object.__setattr__(self, field.name, _as_type(field.type, field.name, getattr(self, field.name)))
+        parse_link(self.down)
+        parse_link(self.up)
         for name, allowed in {"dataset": IMAGE_SETS, "data": DATA_CHOICES, "split": SPLITS}.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {getattr(self, name)!r}")
+            runs.check_choice(name, getattr(self, name), allowed)
         for name in ("rounds", "epochs", "batch_size", "clients", "clients_per_round"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("lr", "momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be at least 0 and below 2**63, got {self.seed}")
         if self.clients_per_round > self.clients:
             raise ValueError(
                 f"clients_per_round is {self.clients_per_round}, but there are only {self.clients} clients"
@@ -102,7 +105,10 @@ def rounds(config: FedConfig, images: Images) -> Iterator[Round]:
             trained, loss = train_client(model, received, train_x[mine], images.train_y[mine], config, shuffle)
             update = {name: received[name] - trained[name] for name in received}
             message, length = send(update, up, generator(config.seed, "up", number, client))
-            updates.append(update), decoded.append(message), sizes.append(len(mine)), losses.append(loss)
+            updates.append(update)
+            decoded.append(message)
+            sizes.append(len(mine))
+            losses.append(loss)
             bytes_up += length
         mean = weighted_mean(decoded, sizes)
         weights = {name: weights[name] - mean[name] for name in weights}
@@ -166,3 +172,17 @@ def generator(seed: int, purpose: str, *numbers: int) -> torch.Generator:
     """An independent random stream for each purpose, round and client, whatever the order they are used in."""
     key = [seed, int.from_bytes(purpose.encode()), *numbers]
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+
+def _as_type(kind: type, name: str, value):
+    """value as the plain int, float or str that a field wants (numpy numbers too); ValueError names the field."""
+    try:
+        if isinstance(value, bool) or (kind is str and not isinstance(value, str)):
+            raise TypeError
+        if kind is float and isinstance(value, str):
+            raise TypeError
+        return operator.index(value) if kind is int else kind(value)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name} must be {'a whole number' if kind is int else kind.__name__}, got {value!r}"
+        ) from None

@@ -19,6 +19,8 @@ EXAMPLES = "'none', 'cosine:2', 'cosine:2,clip=0.01,rounding=stochastic', 'unifo
 
 def parse_link(text: str) -> Cosine | Uniform | None:
     """The quantizer that a link string names, None for `none`. ValueError names the bad part and what is allowed."""
+    if not isinstance(text, str):
+        raise ValueError(f"link must be a string such as {EXAMPLES}, got {text!r}")
     if text == "none":
         return None
     head, *settings = text.split(",")
@@ -43,7 +45,7 @@ def send(
     state: Mapping[str, Tensor], quantizer: Cosine | Uniform | None, generator: torch.Generator | None = None
 ) -> tuple[dict[str, Tensor], int]:
     """What the receiver holds after one message, and the bytes that the message had."""
-    blob = wire.encode(state, quantizer, generator)
+    blob = wire.encode(state, quantizer, generator=generator)
     return wire.decode(blob), len(blob)
 
 

@@ -23,8 +23,7 @@ def start(name: str, profile: str, seed: int, data: str, out: str, uses: str = "
     uses: "update" (a captured client update) or "cifar10": what `data` chooses between real and embedded.
     ValueError or FileNotFoundError for a parameter that cannot be met.
     """
-    if profile not in runs.PROFILES:
-        raise ValueError(f"profile must be one of {', '.join(map(repr, runs.PROFILES))}, got {profile!r}")
+    runs.check_choice("profile", profile, runs.PROFILES)
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
     plots.use_style()
@@ -52,8 +51,7 @@ class Run:
         alt: what a reader who cannot see it needs to know. source: the data it shows, stamped below it.
         """
         stem = f"{self.name[:2]}-{name}"
-        if any(figure["name"] == stem for figure in self.figures):
-            self.figures = [figure for figure in self.figures if figure["name"] != stem]  # the cell was run again
+        self.figures = [figure for figure in self.figures if figure["name"] != stem]  # the cell may be run again
         plots.stamp(fig, source)
         runs.write_atomic(self.out / "figures" / f"{stem}.png", _render(fig, "png"))
         runs.write_atomic(self.out / "figures" / f"{stem}.svg", _render(fig, "svg"))

@@ -1,7 +1,6 @@
 """Scalar quantizers: a tensor in, small integer codes and two floats out, and back.
 
-This file is the definition and is written to be read; `kernels.py` may be faster but must give the same codes.
-The arithmetic is float64 whatever the input, so that a code is the formula's code and not float32's opinion of it.
+This file is the definition and is written to be read. The arithmetic is float64 whatever the input, so that a code is the formula's code and not float32's opinion of it.
 The two transmitted floats are rounded to float32 *before* the codes are computed, so that encoder and decoder use
 the same numbers.
 
@@ -9,6 +8,8 @@ Names used all over the project: x, codes, x_hat, bits, levels, norm, bound, the
 """
 
 import math
+import numbers
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -25,16 +26,19 @@ class Quantized:
 
     codes: uint8, the shape of x, values 0 .. 2**bits - 1.
     floats: the transmitted side information, each exactly a float32.
-        Cosine: (norm, bound), the l2 norm and the smallest angle in radians. Uniform: (low, high).
+        scheme "cosine": (norm, bound), the l2 norm and the smallest angle in radians. "uniform": (low, high).
     """
 
     codes: Tensor
     bits: int
     floats: tuple[float, float]
+    scheme: str
 
     @property
     def norm(self) -> float:
-        """The l2 norm of x (Cosine only)."""
+        """The l2 norm of x; AttributeError if the scheme transmits none."""
+        if self.scheme != "cosine":
+            raise AttributeError(f"{self.scheme} transmits (low, high) in .floats, no norm")
         return self.floats[0]
 
     @property
@@ -57,6 +61,7 @@ class Cosine:
         next largest one, so a tensor with clip * n < 1 is not clipped, and one with fewer non-zero entries than that
         decodes to zeros. 0 turns it off; 0.01 is the authors' default.
     rounding: "nearest" (the authors' default), or "stochastic", which is unbiased in the angle, not in the value.
+    An exact zero lies half-way between two levels; with nearest rounding all zeros go to the same one of the two.
     Source of the formulas: the authors' published routine in ProgFed (ICML 2022).
     """
 
@@ -65,28 +70,31 @@ class Cosine:
     rounding: str = "nearest"
 
     def __post_init__(self):
-        _check_options(self.bits, self.clip, self.rounding)
+        _check_options(self)
 
     def quantize(self, x: Tensor, generator: torch.Generator | None = None) -> Quantized:
         """Codes of x and the floats (norm, bound).
 
         x: a floating-point tensor of any shape, memory layout and device. generator: needed by stochastic rounding,
         on x's device. ValueError: NaN or infinity in x (how many, where first), a norm beyond float32, no generator.
+        TypeError: x is no dense floating-point tensor.
         """
         x = _checked_float64(x)
+        _check_generator(self.rounding, generator, x.device)
         norm = _float32(x.norm().item(), "norm")
         if norm == 0:  # an empty or zero tensor has no angles; norm 0 makes any code decode to 0
-            return Quantized(torch.zeros_like(x, dtype=torch.uint8), self.bits, (0.0, _float32(math.pi / 2, "bound")))
+            return _one_code(x, self.bits, (0.0, _float32(math.pi / 2, "bound")), "cosine")
         theta = torch.arccos((x / norm).clamp(-1, 1))
         bound = _float32(math.pi / 2 - _clipped_max((theta - math.pi / 2).abs(), self.clip), "bound")
         width = math.pi - 2 * bound
         if width <= 0:  # clipped to nothing but zeros: every angle is pi/2
-            return Quantized(torch.zeros_like(x, dtype=torch.uint8), self.bits, (norm, bound))
+            return _one_code(x, self.bits, (norm, bound), "cosine")
         u = (theta.clamp(bound, math.pi - bound) - bound) / width * (2**self.bits - 1)
-        return Quantized(_round(u, self.bits, self.rounding, generator), self.bits, (norm, bound))
+        return Quantized(_round(u, self.bits, self.rounding, generator), self.bits, (norm, bound), "cosine")
 
     def dequantize(self, quantized: Quantized) -> Tensor:
         """The float32 tensor that the codes stand for; the shape and device of the codes."""
+        _check_scheme(quantized, "cosine")
         norm, bound = quantized.floats
         width = math.pi - 2 * bound
         if norm == 0 or width <= 0:
@@ -122,25 +130,27 @@ class Uniform:
     range: str = "symmetric"
 
     def __post_init__(self):
-        _check_options(self.bits, self.clip, self.rounding)
+        _check_options(self)
         _check_choice("range", self.range, RANGES)
 
     def quantize(self, x: Tensor, generator: torch.Generator | None = None) -> Quantized:
         """Codes of x and the floats (low, high); arguments and errors as in `Cosine.quantize`."""
         x = _checked_float64(x)
+        _check_generator(self.rounding, generator, x.device)
         if x.numel() == 0:
-            return Quantized(torch.zeros_like(x, dtype=torch.uint8), self.bits, (0.0, 0.0))
+            return _one_code(x, self.bits, (0.0, 0.0), "uniform")
         largest = _clipped_max(x.abs(), self.clip)
         x = x.clamp(-largest, largest)
         low, high = (-largest, largest) if self.range == "symmetric" else (x.min().item(), x.max().item())
         low, high = _float32(low, "low"), _float32(high, "high")
         if high <= low:  # a constant: one level is enough
-            return Quantized(torch.zeros_like(x, dtype=torch.uint8), self.bits, (low, low))
+            return _one_code(x, self.bits, (low, low), "uniform")
         u = (x.clamp(low, high) - low) / (high - low) * (2**self.bits - 1)
-        return Quantized(_round(u, self.bits, self.rounding, generator), self.bits, (low, high))
+        return Quantized(_round(u, self.bits, self.rounding, generator), self.bits, (low, high), "uniform")
 
     def dequantize(self, quantized: Quantized) -> Tensor:
         """The float32 tensor that the codes stand for; the shape and device of the codes."""
+        _check_scheme(quantized, "uniform")
         low, high = quantized.floats
         return _levels(low, high - low, quantized.bits).float().to(quantized.codes.device)[quantized.codes.int()]
 
@@ -154,12 +164,15 @@ def _levels(start: float, width: float, bits: int) -> Tensor:
     return start + torch.arange(2**bits, dtype=torch.float64) * (width / (2**bits - 1))
 
 
+def _one_code(x: Tensor, bits: int, floats: tuple[float, float], scheme: str) -> Quantized:
+    """A tensor that one level describes: all codes 0."""
+    return Quantized(torch.zeros_like(x, dtype=torch.uint8), bits, floats, scheme)
+
+
 def _round(u: Tensor, bits: int, rounding: str, generator: torch.Generator | None) -> Tensor:
     """Whole codes, uint8, from real-valued u in [0, 2**bits - 1]."""
     if rounding == "nearest":
         codes = u.round()
-    elif generator is None:
-        raise ValueError("rounding='stochastic' needs generator=torch.Generator(...), so that a seed fixes the result")
     else:
         coins = torch.rand(u.shape, generator=generator, device=u.device)
         codes = u.floor() + (coins < u - u.floor())
@@ -178,6 +191,10 @@ def _checked_float64(x: Tensor) -> Tensor:
         raise TypeError(f"expected a torch.Tensor, got {type(x).__name__}; torch.as_tensor(x) makes one")
     if not x.is_floating_point():
         raise TypeError(f"expected a floating-point tensor, got {x.dtype}; x.float() makes one")
+    if x.layout != torch.strided or x.is_meta:
+        raise TypeError(
+            f"expected a dense tensor with data, got layout {x.layout} on {x.device}; x.to_dense() makes one"
+        )
     bad = ~torch.isfinite(x)
     if bad.any():
         first = tuple(bad.nonzero()[0].tolist())
@@ -194,12 +211,32 @@ def _float32(value: float, name: str) -> float:
     return torch.tensor(value, dtype=torch.float32).item()
 
 
-def _check_options(bits: int, clip: float, rounding: str) -> None:
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
+def _check_options(quantizer: "Cosine | Uniform") -> None:
+    """Errors for options out of range; numpy numbers become plain ones."""
+    bits, clip = quantizer.bits, quantizer.clip
+    if isinstance(bits, bool) or not hasattr(bits, "__index__") or not 1 <= operator.index(bits) <= 8:
         raise ValueError(f"bits must be a whole number from 1 to 8, got {bits!r}")
-    if isinstance(clip, bool) or not isinstance(clip, (int, float)) or not 0 <= clip < 0.5:
+    if isinstance(clip, bool) or not isinstance(clip, numbers.Real) or not 0 <= clip < 0.5:
         raise ValueError(f"clip must be a number in [0, 0.5), got {clip!r}")
-    _check_choice("rounding", rounding, ROUNDINGS)
+    object.__setattr__(quantizer, "bits", operator.index(bits))
+    object.__setattr__(quantizer, "clip", float(clip))
+    _check_choice("rounding", quantizer.rounding, ROUNDINGS)
+
+
+def _check_generator(rounding: str, generator: torch.Generator | None, device: torch.device) -> None:
+    if rounding == "stochastic" and not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"rounding='stochastic' needs generator=torch.Generator(...), so that a seed fixes the result; got {generator!r}"
+        )
+    if rounding == "stochastic" and generator.device.type != device.type:
+        raise ValueError(
+            f"the generator is on {generator.device}, the tensor on {device}; they must be on the same device"
+        )
+
+
+def _check_scheme(quantized: Quantized, scheme: str) -> None:
+    if quantized.scheme != scheme:
+        raise ValueError(f"these codes were made by {quantized.scheme!r} and cannot be decoded by {scheme!r}")
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ BEGIN, END = "<!-- results: written by `make readme` -->", "<!-- end of results 
 def table() -> str:
     """One Markdown row for each expected number that has a headline."""
     rows = ["| figure | what | value | tolerance | command |", "|---|---|---|---|---|"]
-    for notebook, numbers in json.loads(report.EXPECTED.read_text())["notebooks"].items():
+    for notebook, numbers in json.loads(report.EXPECTED.read_text("utf-8"))["notebooks"].items():
         for number in numbers.values():
             if "headline" in number:
                 rows.append(
@@ -29,4 +29,4 @@ def with_table(text: str) -> str:
 
 
 if __name__ == "__main__":
-    runs.write_atomic(README, with_table(README.read_text()))
+    runs.write_atomic(README, with_table(README.read_text("utf-8")))

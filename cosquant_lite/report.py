@@ -41,7 +41,7 @@ def compare(outcome: dict, parameters: Mapping) -> list[dict]:
 
 def expectations(notebook: str, outcome: Mapping, parameters: Mapping) -> dict:
     """What results/expected.json expects of a notebook; empty for settings that it does not cover."""
-    expected = json.loads(EXPECTED.read_text())
+    expected = json.loads(EXPECTED.read_text("utf-8"))
     settings = {"profile": outcome["profile"], "seed": outcome["seed"], "data": outcome["data"]}
     extra = set(parameters) - {"profile", "seed", "data"}
     return expected["notebooks"].get(notebook, {}) if settings == expected["settings"] and not extra else {}
@@ -67,6 +67,8 @@ def print_table(rows: list[dict], outcomes: list[dict]) -> None:
         for verdict in ("ok", "OFF", "MISSING", "no expectation")
     }
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count))
+    if counts["no expectation"]:
+        print("expected values exist for profile quick, seed 0 and embedded data only: the others were NOT compared")
 
 
 def _verdict(value: float | None, target: Mapping) -> str:

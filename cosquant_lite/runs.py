@@ -30,8 +30,13 @@ def versions() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """The command that is running, as a reader would type it."""
-    return "python -m cosquant_lite " + " ".join(sys.argv[1:])
+    """The command that is running, as a reader would type it, without paths of this machine."""
+    words = [
+        word
+        for before, word in zip(["", *sys.argv[1:]], sys.argv[1:])
+        if before != "--out" and not word.startswith("--out")
+    ]
+    return " ".join(["python -m cosquant_lite", *words])
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -45,17 +50,26 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """ValueError that lists what is allowed, unless value is."""
+    if value not in allowed:
+        raise ValueError(f"unknown {name} {value!r}; allowed: {', '.join(allowed)}")
+
+
 def write_json(path: Path, content) -> None:
     """`write_atomic` of indented JSON; NaN is refused rather than written."""
     write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def _commit() -> str:
+    folder = Path(__file__).resolve().parents[1]
+
     def git(*words: str) -> str:
-        folder = Path(__file__).parent
         return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != folder:  # somebody else's repository around a copy
+            return "not a git checkout"
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return "not a git checkout"

@@ -30,8 +30,10 @@ from torch import Tensor
 from cosquant_lite.quantize import Cosine, Quantized, Uniform
 
 MAGIC, VERSION = b"CQLT", 1
-SCHEMES = {Cosine: 1, Uniform: 2}
-RAW_DTYPES = [torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool]
+SCHEMES = {"cosine": 1, "uniform": 2}
+QUANTIZERS = {1: Cosine, 2: Uniform}
+RAW_DTYPES = [torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool,
+              torch.bfloat16, torch.int16, torch.int8]  # fmt: skip
 
 
 class WireError(ValueError):
@@ -39,25 +41,36 @@ class WireError(ValueError):
 
 
 def encode(
-    state: Mapping[str, Tensor], quantizer: Cosine | Uniform | None, generator: torch.Generator | None = None
+    state: Mapping[str, Tensor], quantizer: Cosine | Uniform | None, *, generator: torch.Generator | None = None
 ) -> bytes:
     """One frame for a named set of tensors.
 
     Floating-point tensors are quantized; all others, and everything if quantizer is None, travel as they are.
     generator: for stochastic rounding. ValueError and TypeError name the tensor that cannot be sent.
     """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"expected a mapping from names to tensors, got {type(state).__name__}")
+    if not isinstance(quantizer, (Cosine, Uniform, type(None))):
+        raise TypeError(
+            f"expected a Cosine, a Uniform or None as quantizer, got {quantizer!r}; parse_link reads strings"
+        )
     parts = [MAGIC, struct.pack("<BI", VERSION, len(state))]
     for name, x in state.items():
         try:
-            parts += _encode_tensor(name, x, quantizer if x.is_floating_point() else None, generator)
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"tensor {name!r}: {error}") from None
+            parts += _encode_tensor(name, x, quantizer, generator)
+        except TypeError as error:
+            raise TypeError(f"tensor {name!r}: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"tensor {name!r}: {error}") from None
     body = b"".join(parts)
     return body + struct.pack("<Q", xxhash.xxh3_64_intdigest(body))
 
 
 def decode(blob: bytes) -> dict[str, Tensor]:
     """The tensors of a frame: quantized ones as float32, raw ones in their own dtype. WireError on any damage."""
+    if not isinstance(blob, (bytes, bytearray, memoryview)):
+        raise TypeError(f"expected the bytes of a frame, got {type(blob).__name__}")
+    blob = bytes(blob)
     if len(blob) < 17 or blob[:4] != MAGIC:
         raise WireError(f"not a cosquant frame: {len(blob)} bytes starting with {blob[:4]!r}, expected {MAGIC!r}")
     if blob[4] != VERSION:
@@ -68,7 +81,7 @@ def decode(blob: bytes) -> dict[str, Tensor]:
     try:
         (count,) = read.fields("I")
         state = dict(_decode_tensor(read) for _ in range(count))
-    except (struct.error, IndexError, UnicodeDecodeError) as error:
+    except (struct.error, IndexError, UnicodeDecodeError, RuntimeError, OverflowError) as error:
         raise WireError(f"malformed frame: {error}") from None
     if read.at != len(read.blob) or len(state) != count:
         raise WireError(f"frame has {len(read.blob) - read.at} bytes left over or a tensor name twice")
@@ -98,6 +111,11 @@ def unpack(payload: bytes, bits: int, n: int) -> Tensor:
 
 
 def _encode_tensor(name: str, x: Tensor, quantizer, generator) -> list[bytes]:
+    if not isinstance(name, str) or not isinstance(x, Tensor):
+        raise TypeError(
+            f"expected a string as name and a torch.Tensor, got {type(name).__name__} and {type(x).__name__}"
+        )
+    quantizer = quantizer if x.is_floating_point() else None
     label = name.encode()
     if len(label) > 255 or x.ndim > 255:
         raise ValueError(f"a name has at most 255 bytes and a shape 255 dimensions, got {len(label)} and {x.ndim}")
@@ -105,10 +123,10 @@ def _encode_tensor(name: str, x: Tensor, quantizer, generator) -> list[bytes]:
         if x.dtype not in RAW_DTYPES:
             raise TypeError(f"cannot send {x.dtype} as it is; allowed: {', '.join(map(str, RAW_DTYPES))}")
         scheme, kind, floats = 0, RAW_DTYPES.index(x.dtype), b""
-        payload = x.detach().cpu().contiguous().numpy().tobytes()
+        payload = x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     else:
         quantized = quantizer.quantize(x, generator)
-        scheme, kind = SCHEMES[type(quantizer)], quantized.bits
+        scheme, kind = SCHEMES[quantized.scheme], quantized.bits
         floats, payload = struct.pack("<2f", *quantized.floats), pack(quantized.codes, quantized.bits)
     shape = struct.pack(f"<BBB{x.ndim}I", scheme, kind, x.ndim, *x.shape)
     return [bytes([len(label)]), label, shape, floats, payload]
@@ -125,12 +143,14 @@ def _decode_tensor(read: "_Reader") -> tuple[str, Tensor]:
         return name, torch.frombuffer(bytearray(read.take(n * dtype.itemsize)), dtype=dtype).reshape(shape) if n else (
             torch.empty(shape, dtype=dtype)
         )
-    quantizers = {number: quantizer for quantizer, number in SCHEMES.items()}
-    if scheme not in quantizers or not 1 <= kind <= 8:
+    if scheme not in QUANTIZERS or not 1 <= kind <= 8:
         raise WireError(f"tensor {name!r}: unknown scheme {scheme} with {kind} bits")
     floats = read.fields("2f")
+    if not all(map(math.isfinite, floats)):
+        raise WireError(f"tensor {name!r}: the transmitted floats are {floats}")
     codes = unpack(read.take(math.ceil(n * kind / 8)), kind, n).reshape(shape)
-    return name, quantizers[scheme](bits=kind).dequantize(Quantized(codes, kind, floats))
+    quantizer = QUANTIZERS[scheme](bits=kind)
+    return name, quantizer.dequantize(Quantized(codes, kind, floats, type(quantizer).__name__.lower()))
 
 
 class _Reader:

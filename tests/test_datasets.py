@@ -1,5 +1,6 @@
 """Importing CIFAR-10 in every allowed form, the embedded inputs, and what the command line says about them."""
 
+import dataclasses
 import hashlib
 import io
 import pickle
@@ -13,9 +14,9 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from cosquant_lite import datasets
+from cosquant_lite import capture, datasets, federated
 from cosquant_lite.__main__ import main
-from cosquant_lite.datasets import cifar10, embedded, partition, synthetic
+from cosquant_lite.datasets import checksums, cifar10, embedded, partition, synthetic
 from cosquant_lite.models import cnn
 
 SHARED_TAR = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-jpeg.tar.gz"
@@ -94,7 +95,7 @@ def test_the_official_archive_goes_through_torchvision(root, tmp_path, monkeypat
         assert images.train_x[0, 1, 0, 0] == 1024 % 256  # channel first: the second plane starts at 1024
         assert images.test_y.tolist() == [i % 10 for i in range(20)]
     (folder / "test_batch").write_bytes(b"damaged")
-    with pytest.raises((ValueError, RuntimeError), match="corrupted"):
+    with pytest.raises(ValueError, match="cifar-10-batches-py is damaged"):
         cifar10.import_from(folder, root)
     assert datasets.load_images("cifar10", "real").source == "CIFAR-10, official archive", "the old import is untouched"
 
@@ -169,7 +170,7 @@ def test_auto_falls_back_to_embedded_and_real_does_not(root):
     for call in (lambda: datasets.load_images("cifar10", "real"), lambda: embedded.client_update("late", "real")):
         with pytest.raises(FileNotFoundError, match="python -m cosquant_lite data"):
             call()
-    with pytest.raises(ValueError, match="data must be one of 'auto', 'real', 'embedded', got 'fake'"):
+    with pytest.raises(ValueError, match="unknown data 'fake'; allowed: auto, real, embedded"):
         datasets.load_images("cifar10", "fake")
 
 
@@ -181,10 +182,11 @@ def test_embedded_update_is_a_whole_update_of_the_paper_s_network():
             assert {name: value.shape for name, value in part.items()} == shapes
             assert all(value.isfinite().all() and value.any() for value in part.values())
         assert "JPEG re-encoding" in captured.source
+        assert captured.source.startswith("embedded client update")
     middle = embedded.client_update("middle")
     assert torch.equal(middle.peers[0], middle.update[middle.peer_layer].flatten())
     assert middle.peers.shape == (10, 18_432)
-    with pytest.raises(ValueError, match="stage must be one of"):
+    with pytest.raises(ValueError, match="unknown stage 'first'; allowed: early, middle, late"):
         embedded.client_update("first")
 
 
@@ -194,12 +196,67 @@ def test_embedded_files_are_small_and_intact(capsys):
     assert "DAMAGED" not in capsys.readouterr().out
 
 
-def test_verify_notices_damage(root, tree, capsys):
+def test_verify_notices_damage_and_missing_files(root, tree, capsys):
     cifar10.import_from(tree, root)
     labels = root / "cifar10" / "test_y.npy"
     labels.write_bytes(labels.read_bytes()[:-1] + b"\x09")
     assert main(["data", "verify"]) == 1
-    assert "DAMAGED" in capsys.readouterr().out
+    assert f"DAMAGED  {labels}" in capsys.readouterr().out
+    labels.unlink()
+    assert main(["data", "verify"]) == 1
+    assert f"missing  {labels}" in capsys.readouterr().out
+    (root / CIFAR10.base_folder).mkdir()
+    assert main(["data", "verify"]) == 1
+    assert f"DAMAGED  {root / CIFAR10.base_folder}" in capsys.readouterr().out
+
+
+def test_without_the_embedded_files_nothing_passes(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checksums, "EMBEDDED", tmp_path / "nothing")
+    assert main(["data", "verify"]) == 2
+    assert "needs a checkout" in capsys.readouterr().err
+
+
+def test_a_relative_data_folder_is_made_absolute(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COSQUANT_DATA", "mine")
+    assert datasets.data_root() == tmp_path.resolve() / "mine"
+
+
+def test_an_image_folder_is_refused_beside_the_official_archive(root, tree):
+    (root / CIFAR10.base_folder).mkdir(parents=True)
+    with pytest.raises(ValueError, match="would still be used; remove it first"):
+        cifar10.import_from(tree, root)
+
+
+def test_import_replaces_an_older_one(root, tree):
+    cifar10.import_from(tree, root)
+    (tree / "train" / "cat" / "0001.png").unlink()
+    cifar10.import_from(tree, root)
+    assert len(datasets.load_images("cifar10", "real").train_y) == 19
+    assert sorted(entry.name for entry in root.iterdir()) == ["cifar10"]
+
+
+def test_capture_stores_the_first_client_s_update_and_its_weights(root, tree, tmp_path, monkeypatch, capsys):
+    cifar10.import_from(tree, root)
+    config = dataclasses.replace(capture.CONFIG, rounds=3, clients=4, clients_per_round=2, epochs=1)
+    monkeypatch.setattr(capture, "CONFIG", config)
+    monkeypatch.setattr(capture, "ROUNDS", {1: "early", 2: "middle", 3: "late"})
+    assert main(["data", "capture"]) == 0
+    finished = list(federated.rounds(config, datasets.load_images("cifar10", "real")))
+    for number, stage in enumerate(embedded.STAGES):
+        captured = embedded.client_update(stage, "auto")
+        assert captured.source.startswith("captured client update")
+        for name, value in finished[number].updates[0].items():
+            assert torch.equal(captured.update[name], value.half().float())
+            assert torch.equal(captured.weights[name], finished[number].received[name].half().float())
+    assert torch.equal(
+        embedded.client_update("middle", "real").peers[1],
+        finished[1].updates[1]["conv2.weight"].flatten().half().float(),
+    )
+    assert main(["data", "verify"]) == 0
+    (root / "captured" / "client_update.npz").write_bytes(b"PK damaged")
+    with pytest.raises(ValueError, match=r"client_update\.npz is damaged"):
+        embedded.client_update("late", "real")
 
 
 def test_digits_are_deterministic_and_split():

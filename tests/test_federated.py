@@ -1,5 +1,6 @@
 """The federated loop against a ten-line FedAvg, its byte counts, its determinism and its errors."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -97,17 +98,65 @@ def test_it_learns_with_two_bits_up():
     [
         ({"clients_per_round": 21, "clients": 20}, "clients_per_round is 21, but there are only 20 clients"),
         ({"up": "cosin:2"}, "unknown quantizer 'cosin'"),
-        ({"dataset": "mnist"}, "dataset must be one of 'cifar10', got 'mnist'"),
-        ({"data": "fake"}, "data must be one of"),
+        ({"dataset": "mnist"}, "unknown dataset 'mnist'; allowed: cifar10"),
+        ({"data": "fake"}, "unknown data 'fake'; allowed: auto, real, embedded"),
         ({"rounds": 0}, "rounds must be at least 1"),
+        ({"rounds": 2.5}, "rounds must be a whole number, got 2.5"),
+        ({"rounds": "3"}, "rounds must be a whole number, got '3'"),
+        ({"rounds": True}, "rounds must be a whole number, got True"),
+        ({"lr": "big"}, "lr must be float, got 'big'"),
+        ({"up": None}, "up must be str, got None"),
+        ({"seed": 2**70}, "seed must be at least 0 and below"),
         ({"lr": -1.0}, "lr must be a finite number"),
         ({"lr": float("nan")}, "lr must be a finite number"),
-        ({"split": "dirichlet"}, "split must be one of 'iid'"),
+        ({"split": "dirichlet"}, "unknown split 'dirichlet'; allowed: iid"),
     ],
 )
 def test_a_wrong_configuration_is_named(wrong, named):
     with pytest.raises(ValueError, match=named):
         FedConfig(**wrong)
+
+
+def test_numpy_numbers_become_plain_ones():
+    config = FedConfig(clients=np.int64(20), lr=np.float32(0.5))
+    assert (type(config.clients), type(config.lr), config.lr) == (int, float, 0.5)
+
+
+def test_clients_weigh_by_their_images():
+    states = [{"w": torch.tensor([1.0])}, {"w": torch.tensor([5.0])}]
+    assert federated.weighted_mean(states, [30, 10])["w"] == 2.0
+
+
+def test_recorded_loss_and_accuracy_are_those_of_the_model(images):
+    config = FedConfig(**{**SMALL, "rounds": 2, "epochs": 1, "clients_per_round": 1, "lr": 0.0})  # nothing is learnt
+    (x, test_x), model = federated.normalise(images), cnn()
+    record = next(rounds(config, images)).record
+    client = torch.randperm(20, generator=federated.generator(0, "sample", 1))[0]
+    mine = partition.iid(len(images.train_y), 20, federated.generator(0, "split"))[client]
+    model.load_state_dict(initial_weights(model, 0))
+    with torch.no_grad():
+        assert record["loss"] == pytest.approx(cross_entropy(model(x[mine]), images.train_y[mine]).item(), rel=1e-5)
+        hits = (model(test_x).argmax(1) == images.test_y).double().mean().item()
+    assert record["accuracy"] == pytest.approx(hits)
+
+
+def test_images_are_normalised_by_the_training_images(images):
+    train, test = federated.normalise(images)
+    torch.testing.assert_close(train.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-4)
+    torch.testing.assert_close(train.std((0, 2, 3)), torch.ones(3), rtol=0, atol=1e-4)
+    scale = train.flatten()[0] / (images.train_x.flatten()[0] / 255 - (images.train_x / 255).mean())
+    torch.testing.assert_close(
+        test, (images.test_x / 255 - (images.train_x / 255).mean()) * scale, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_initial_weights_leave_the_global_generator_alone():
+    model = cnn()
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    initial_weights(model, 0)
+    assert torch.equal(torch.rand(1), expected)
 
 
 def test_more_clients_than_images_and_a_diverging_run_are_errors(images):

@@ -65,10 +65,13 @@ def run(out, **changes):
         (["--only", "03,77"], "unknown notebook '77'; there are 00_start_here, 01_uniform_quantization"),
         (["-p", "sede=1"], "unknown parameter sede for 00_start_here; allowed: seed"),
         (["-p", "seed"], "parameter 'seed' is not NAME=VALUE"),
+        (["-p", "seed=abc"], "parameter seed='abc' is no int"),
+        (["--data", "real"], "data='real', but there is none under"),
         (["--out", "/proc/nowhere"], "/proc/nowhere"),
     ],
 )
-def test_a_wrong_word_is_an_error_that_lists_the_right_ones(words, named, capsys, tmp_path):
+def test_a_wrong_word_is_an_error_that_lists_the_right_ones(words, named, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COSQUANT_DATA", str(tmp_path))
     out = [] if "--out" in words else ["--out", str(tmp_path)]
     assert main(["reproduce", *words, *out]) == 2
     assert named in capsys.readouterr().err
@@ -83,7 +86,10 @@ def test_runs_reports_and_repeats_only_what_changed(course, tmp_path, capsys):
     assert [(row["number"], row["figure"], row["verdict"]) for row in rows] == [("one", "00-line", "ok")]
     assert "a rising line" in (out / "report.html").read_text()
     assert sorted(file.name for file in (out / "figures").iterdir()) == ["00-line.png", "00-line.svg"]
-    assert not list(out.glob(".running*"))
+    assert not list(out.glob(".*"))
+    executed = (out / "notebooks" / "00_first.ipynb").read_text()
+    assert str(tmp_path) not in executed
+    assert [file.name for file in course.iterdir()] == ["00_first.ipynb"], "nothing is left beside the notebooks"
 
     first = (out / "records" / "00_first.json").stat().st_mtime_ns
     assert run(out) == 0
@@ -98,6 +104,7 @@ def test_runs_reports_and_repeats_only_what_changed(course, tmp_path, capsys):
     write_notebook(course, "00_first", 'run.record("one", 2.0)')  # the source changed, and the value with it
     assert run(out) == 1
     assert json.loads((out / "report.json").read_text())["rows"][0]["verdict"] == "OFF"
+    assert not list((out / "figures").iterdir()), "the figure that it no longer shows is gone"
     assert run(out, params=["seed=1"]) == 0  # no expectation for another seed
     assert "no expectation" in capsys.readouterr().out
 
@@ -115,6 +122,25 @@ def test_a_notebook_that_fails_or_records_nothing_is_a_failure_and_the_others_ru
         "02_fine": "finished",
     }
     assert "recorded no number" in notebooks["01_silent"]["error"]
+    assert sorted(file.name for file in (tmp_path / "out" / "failed").iterdir()) == [
+        "00_first.ipynb",
+        "01_silent.ipynb",
+    ]
+
+
+def test_a_notebook_that_changes_while_it_runs_is_not_kept(course, tmp_path, capsys):
+    write_notebook(course, "00_first", f"""run.record("one", 1.0)
+import pathlib
+file = pathlib.Path({str(course / "00_first.ipynb")!r})
+file.write_text(file.read_text().replace('"one", 1.0', '"one", 1.01'))""")  # fmt: skip
+    assert run(tmp_path / "out") == 1
+    assert "changed while it ran" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "records" / "00_first.json").exists()
+
+
+def test_no_notebooks_is_an_error(course, tmp_path):
+    with pytest.raises(ValueError, match=r"no notebooks in .*: the course needs a checkout"):
+        run(tmp_path / "out")
 
 
 def test_an_expected_number_that_was_not_recorded_is_missing(course, tmp_path):

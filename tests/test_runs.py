@@ -2,11 +2,12 @@
 
 import json
 import os
+import subprocess
 
 import pytest
 
 from cosquant_lite import runs
-from cosquant_lite.__main__ import main
+from cosquant_lite.__main__ import _parser, main
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch):
@@ -56,5 +57,31 @@ def test_run_writes_a_history_and_refuses_a_wrong_flag(tmp_path, capsys):
     assert [record["round"] for record in history["rounds"]] == [1, 2]
     assert history["config"]["up"] == "cosine:2"
     assert "not CIFAR-10" in history["source"]
+    assert str(tmp_path) not in json.dumps(history)
+    assert main([*words, "--out", str(tmp_path)]) == 2, "a folder cannot be written as a file; said before training"
+    assert capsys.readouterr().out.count("accuracy") == 2
     assert main(["run", "--up", "cosin:2"]) == 2
     assert "unknown quantizer 'cosin'; allowed: none, cosine, uniform" in capsys.readouterr().err
+
+
+def test_the_recorded_command_leaves_out_where_it_was_written(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["x", "run", "--out", "/somewhere/h.json", "--rounds", "3", "--out=/else"])
+    assert runs.command_line().split()[3:] == ["run", "--rounds", "3"]
+
+
+def test_the_commit_of_a_repository_around_a_copy_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "copy" / "cosquant_lite" / "runs.py"))
+    (tmp_path / "copy" / "cosquant_lite").mkdir(parents=True)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    assert runs.provenance()["commit"] == "not a git checkout"
+
+
+@pytest.mark.parametrize("words", [[], ["reproduce"], ["run"], ["data"], ["data", "status"], ["data", "verify"],
+                                   ["data", "capture"], ["data", "import"], ["data", "download"]])  # fmt: skip
+def test_every_help_shows_an_example_that_parses(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--help"])
+    assert stop.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    example = shown.split("example: python -m cosquant_lite ")[1].split()
+    assert _parser(example).parse_args(example).command

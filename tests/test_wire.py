@@ -56,7 +56,9 @@ def test_packing_by_hand():
 
 def test_same_tensors_and_generator_give_the_same_bytes():
     stochastic = Cosine(2, rounding="stochastic")
-    first, second, other = (wire.encode(STATE, stochastic, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    first, second, other = (
+        wire.encode(STATE, stochastic, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
     assert first == second != other
 
 
@@ -83,6 +85,15 @@ def with_checksum(body: bytes) -> bytes:
         (b"CQLT\x01" + struct.pack("<I", 1), "ends early"),
         (b"CQLT\x01" + struct.pack("<I", 0) + b"more", "4 bytes left over"),
         (b"CQLT\x01" + struct.pack("<I", 1) + b"\x01a" + struct.pack("<BBB1I", 1, 2, 1, 2**32 - 1), "ends early"),
+        (
+            b"CQLT\x01" + struct.pack("<I", 1) + b"\x01a" + struct.pack("<BBB4I", 0, 0, 4, *[2**32 - 1] * 3, 0),
+            "malformed",
+        ),
+        (b"CQLT\x01" + struct.pack("<I", 2) + 2 * (b"\x01a" + struct.pack("<BBBB", 0, 5, 0, 7)), "a tensor name twice"),
+        (
+            b"CQLT\x01" + struct.pack("<I", 1) + b"\x01a" + struct.pack("<BBB2fB", 1, 2, 0, float("nan"), 0, 0),
+            "floats are",
+        ),
         (b"CQLT\x01" + struct.pack("<I", 1) + b"\x01a" + struct.pack("<BBB", 9, 2, 0), "unknown scheme 9"),
         (b"CQLT\x01" + struct.pack("<I", 1) + b"\x01a" + struct.pack("<BBB", 1, 9, 0), "9 bits"),
         (b"CQLT\x01" + struct.pack("<I", 1) + b"\x01a" + struct.pack("<BBB", 0, 200, 0), "malformed"),
@@ -92,6 +103,35 @@ def with_checksum(body: bytes) -> bytes:
 def test_a_frame_that_lies_with_a_right_checksum(body, message):
     with pytest.raises(wire.WireError, match=message):
         wire.decode(with_checksum(body))
+
+
+@pytest.mark.parametrize(
+    ("state", "quantizer", "error", "named"),
+    [
+        ([torch.ones(2)], None, TypeError, "expected a mapping from names to tensors, got list"),
+        ({"a": torch.ones(2)}, "cosine:2", TypeError, "got 'cosine:2'; parse_link reads strings"),
+        (
+            {"a": [1.0]},
+            Cosine(2),
+            TypeError,
+            "tensor 'a': expected a string as name and a torch.Tensor, got str and list",
+        ),
+        ({1: torch.ones(2)}, None, TypeError, "tensor 1: expected a string"),
+        ({"\ud800": torch.ones(2)}, None, ValueError, "surrogates not allowed"),
+        ({"n" * 256: torch.ones(2)}, None, ValueError, "at most 255 bytes"),
+    ],
+)
+def test_what_is_no_state_is_named(state, quantizer, error, named):
+    with pytest.raises(error, match=named):
+        wire.encode(state, quantizer)
+
+
+def test_decode_takes_any_bytes_and_nothing_else():
+    blob = wire.encode(STATE, Cosine(2))
+    for kind in (bytearray, memoryview):
+        assert torch.equal(wire.decode(kind(blob))["conv.bias"], wire.decode(blob)["conv.bias"])
+    with pytest.raises(TypeError, match="expected the bytes of a frame, got NoneType"):
+        wire.decode(None)
 
 
 def test_a_tensor_that_cannot_be_sent_is_named():

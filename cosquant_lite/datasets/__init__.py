@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cosquant_lite import runs
+
 if TYPE_CHECKING:  # this module answers "which data?" without the seconds that importing torch takes
     from torch import Tensor
 
@@ -40,13 +42,7 @@ class Images:
 
 def data_root() -> Path:
     """Where imported and downloaded data lives: `$COSQUANT_DATA`, else the project's `data/`."""
-    return Path(os.environ.get("COSQUANT_DATA") or EMBEDDED)
-
-
-def check_data_choice(data: str) -> None:
-    """ValueError that lists the choices, unless data is one of them."""
-    if data not in DATA_CHOICES:
-        raise ValueError(f"data must be one of {', '.join(map(repr, DATA_CHOICES))}, got {data!r}")
+    return Path(os.environ.get("COSQUANT_DATA") or EMBEDDED).expanduser().resolve()
 
 
 def available(uses: str) -> bool:
@@ -60,7 +56,7 @@ def resolve(uses: str, data: str) -> str:
 
     ValueError for an unknown choice; FileNotFoundError, saying how to get it, for real data that is not there.
     """
-    check_data_choice(data)
+    runs.check_choice("data", data, DATA_CHOICES)
     if data == "real" and not available(uses):
         raise FileNotFoundError(f"data='real', but there is none under {data_root()}; get it with {_REAL[uses][1]}")
     return "real" if data != "embedded" and available(uses) else "embedded"
@@ -70,6 +66,5 @@ def load_images(dataset: str, data: str = "auto") -> Images:
     """The named image set, real or embedded. FileNotFoundError says how to get the real one if it is not there."""
     from cosquant_lite.datasets import cifar10, embedded
 
-    if dataset not in IMAGE_SETS:
-        raise ValueError(f"unknown dataset {dataset!r}; allowed: {', '.join(IMAGE_SETS)}")
+    runs.check_choice("dataset", dataset, IMAGE_SETS)
     return cifar10.load(data_root()) if resolve(dataset, data) == "real" else embedded.digits()

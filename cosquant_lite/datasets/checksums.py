@@ -3,14 +3,25 @@
 import hashlib
 from pathlib import Path
 
+from torchvision.datasets import CIFAR10
+
 from cosquant_lite.datasets import EMBEDDED, data_root
 
 SUMS = "SHA256SUMS"
 
 
 def verify() -> int:
-    """Check every listed file, print a line each; 0 if all are intact, 1 if not."""
-    intact = [_check(folder) for folder in (EMBEDDED, data_root() / "cifar10") if (folder / SUMS).exists()]
+    """Check every listed file, print a line each; 0 if all are intact, 1 if not. FileNotFoundError without a checkout."""
+    if not (EMBEDDED / SUMS).exists():
+        raise FileNotFoundError(
+            f"no {EMBEDDED / SUMS}: the embedded data needs a checkout, installed with pip install -e ."
+        )
+    folders = [
+        folder for folder in (EMBEDDED, data_root() / "captured", data_root() / "cifar10") if (folder / SUMS).exists()
+    ]
+    intact = [_check(folder) for folder in folders]
+    if (data_root() / CIFAR10.base_folder).is_dir():
+        intact.append(_check_official())
     return 0 if all(intact) else 1
 
 
@@ -18,6 +29,16 @@ def write_sums(folder: Path, names: list[str]) -> None:
     """List the files' SHA-256 in the folder, in the format of `sha256sum`."""
     lines = [f"{_sha256(folder / name)}  {name}\n" for name in sorted(names)]
     (folder / SUMS).write_text("".join(lines))
+
+
+def _check_official() -> bool:
+    try:
+        CIFAR10(data_root())  # torchvision checks every file's md5
+    except RuntimeError:
+        print(f"DAMAGED  {data_root() / CIFAR10.base_folder}")
+        return False
+    print(f"ok       {data_root() / CIFAR10.base_folder}")
+    return True
 
 
 def _check(folder: Path) -> bool:

@@ -25,7 +25,7 @@ def load(root: Path) -> Images:
     if (root / CIFAR10.base_folder).is_dir():
         return _official(root)
     arrays = [torch.from_numpy(np.load(root / "cifar10" / f"{name}.npy")) for name in ARRAYS]
-    return Images(*arrays, CLASSES, json.loads((root / "cifar10" / "source.json").read_text())["source"])
+    return Images(*arrays, CLASSES, json.loads((root / "cifar10" / "source.json").read_text("utf-8"))["source"])
 
 
 def download(root: Path) -> str:
@@ -43,6 +43,7 @@ def import_from(path: Path, root: Path) -> str:
     `train/<class>/*` and `test/<class>/*`. ValueError or FileNotFoundError names what is missing; a failed or killed
     import leaves nothing under the final name.
     """
+    path = path.expanduser().resolve()
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     root.mkdir(parents=True, exist_ok=True)
@@ -56,13 +57,18 @@ def import_from(path: Path, root: Path) -> str:
             _official(Path(scratch) / "new")  # torchvision checks every file's md5
             _replace(Path(scratch) / "new" / CIFAR10.base_folder, root / CIFAR10.base_folder)
             return _official(root).source
+        if (root / CIFAR10.base_folder).is_dir():
+            raise ValueError(f"{root / CIFAR10.base_folder} is there and would still be used; remove it first")
         source = _image_folder_to_arrays(_image_root(folder, path), Path(scratch) / "arrays")
         _replace(Path(scratch) / "arrays", root / "cifar10")
         return source
 
 
 def _official(root: Path) -> Images:
-    train, test = CIFAR10(root, train=True), CIFAR10(root, train=False)
+    try:
+        train, test = CIFAR10(root, train=True), CIFAR10(root, train=False)
+    except RuntimeError:  # torchvision's word for a missing file or a wrong md5
+        raise ValueError(f"{root / CIFAR10.base_folder} is damaged: a file is missing or has another md5") from None
     x = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test)]
     y = [torch.tensor(part.targets) for part in (train, test)]
     return Images(x[0], y[0], x[1], y[1], CLASSES, "CIFAR-10, official archive")
@@ -110,13 +116,14 @@ def _image_folder_to_arrays(folder: Path, out: Path) -> str:
     kind = "JPEG re-encoding (lossy)" if endings & {".jpg", ".jpeg"} else f"image folder of {'/'.join(sorted(endings))}"
     size = "" if counts == [50_000, 10_000] else f", only {counts[0]} + {counts[1]} images"
     source = f"CIFAR-10, {kind}{size}"
-    (out / "source.json").write_text(json.dumps({"source": source}))
+    (out / "source.json").write_text(json.dumps({"source": source}), "utf-8")
     write_sums(out, [f"{name}.npy" for name in ARRAYS])
     return source
 
 
 def _replace(new: Path, final: Path) -> None:
-    """Put the finished folder under its final name; an older one goes only when the new one is complete."""
+    """Put the finished folder under its final name; an older one is set aside first and deleted last."""
+    old = new.with_name("replaced")  # inside the scratch folder, which is deleted at the end
     if final.exists():
-        shutil.rmtree(final)
+        os.replace(final, old)
     os.replace(new, final)

@@ -1,6 +1,7 @@
 """The inputs that come with the project, so that everything runs with no download."""
 
 import json
+import zipfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from cosquant_lite import runs
 from cosquant_lite.datasets import EMBEDDED, Images, data_root, resolve
 
 UPDATE_FILE, UPDATE_PROVENANCE = "client_update.npz", "client_update.json"
@@ -52,14 +54,20 @@ def client_update(stage: str = "middle", data: str = "embedded") -> ClientUpdate
     data: "embedded" is the one committed with the project; "real" is one that `data capture` made here from your own
     CIFAR-10; "auto" prefers the latter. FileNotFoundError says how to make it.
     """
-    if stage not in STAGES:
-        raise ValueError(f"stage must be one of {', '.join(map(repr, STAGES))}, got {stage!r}")
-    folder = data_root() / "captured" if resolve("update", data) == "real" else EMBEDDED
-    about = json.loads((folder / UPDATE_PROVENANCE).read_text())
-    with np.load(folder / UPDATE_FILE) as arrays:
-        part = {kind: _named(arrays, f"{stage}/{kind}/") for kind in ("update", "weights")}
-        peers = torch.from_numpy(arrays["peers"].astype(np.float32)) if stage == "middle" else None
+    runs.check_choice("stage", stage, STAGES)
+    real = resolve("update", data) == "real"
+    folder = data_root() / "captured" if real else EMBEDDED
+    about = json.loads((folder / UPDATE_PROVENANCE).read_text("utf-8"))
+    try:
+        with np.load(folder / UPDATE_FILE) as arrays:
+            part = {kind: _named(arrays, f"{stage}/{kind}/") for kind in ("update", "weights")}
+            peers = torch.from_numpy(arrays["peers"].astype(np.float32)) if stage == "middle" else None
+    except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
+        raise ValueError(
+            f"{folder / UPDATE_FILE} is damaged ({error}); `python -m cosquant_lite data verify` checks it"
+        ) from None
     source, number = about["stages"][stage]["source"], about["stages"][stage]["round"]
+    source = f"{'captured' if real else 'embedded'} {source}"
     return ClientUpdate(
         **part, peers=peers, peer_layer=about["peer_layer"], round=number, source=source, images=about["source"]
     )
