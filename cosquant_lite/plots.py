@@ -29,7 +29,7 @@ def use_style() -> None:
 
 def stamp(fig: Figure, source: str) -> None:
     """Write below the figure what data it shows, so that it cannot be taken for something else."""
-    source = fill(source, int(17 * fig.get_figwidth()))
+    source = fill(source, int(18 * fig.get_figwidth()))
     fig.supxlabel(source, x=0.995, ha="right", fontsize=7.5, color="#555555")
 
 

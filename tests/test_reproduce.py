@@ -132,7 +132,7 @@ def test_a_notebook_that_changes_while_it_runs_is_not_kept(course, tmp_path, cap
     write_notebook(course, "00_first", f"""run.record("one", 1.0)
 import pathlib
 file = pathlib.Path({str(course / "00_first.ipynb")!r})
-file.write_text(file.read_text().replace('"one", 1.0', '"one", 1.01'))""")  # fmt: skip
+file.write_text(file.read_text().replace("1.0)", "1.01)"))""")  # fmt: skip
     assert run(tmp_path / "out") == 1
     assert "changed while it ran" in capsys.readouterr().err
     assert not (tmp_path / "out" / "records" / "00_first.json").exists()
@@ -161,7 +161,15 @@ def started(course, out, log):
         f"sys.exit(reproduce.reproduce('quick', 'embedded', '', [], Path({str(out)!r}), False))"
     )
     with log.open("w") as file:
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=file, stderr=file, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            ),  # a background shell ignores it, and so would we
+        )
         try:
             yield process
         finally:
