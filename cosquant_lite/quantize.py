@@ -11,6 +11,7 @@ import math
 import numbers
 import operator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,11 +48,60 @@ class Quantized:
         return self.floats[1]
 
 
+class _ScalarQuantizer:
+    """What the quantizers share. Each one adds its three formulas: side_info, position and value."""
+
+    def quantize(self, x: Tensor, generator: torch.Generator | None = None, *, keep: Tensor | None = None) -> Quantized:
+        """Codes of x and the transmitted floats.
+
+        x: a floating-point tensor of any shape, memory layout and device. generator: needed by stochastic rounding,
+        on x's device. keep: a boolean tensor of x's shape; then only those entries get codes, in row-major order, and
+        the floats still describe the whole of x.
+        ValueError: NaN or infinity in x (how many, where first), a norm beyond float32, no generator.
+        TypeError: x is no dense floating-point tensor.
+        """
+        check_tensor(x)
+        check_generator(self.rounding, generator, x.device)
+        x = x.detach().double().contiguous()
+        floats = self.side_info(*statistics(x, self.clip))
+        return Quantized(self.codes(x if keep is None else x[keep], floats, generator), self.bits, floats, self.scheme)
+
+    def codes(self, x: Tensor, floats: tuple[float, float], generator: torch.Generator | None = None) -> Tensor:
+        """uint8 codes of x, its shape, for transmitted floats that are already known."""
+        u = self.position(x.double(), floats)
+        if self.rounding == "nearest":
+            codes = u.round()
+        else:
+            coins = torch.rand(u.shape, generator=generator, device=u.device)
+            codes = u.floor() + (coins < u - u.floor())
+        return codes.clamp(0, self.levels - 1).to(torch.uint8)  # the clamp guards against float rounding at the end
+
+    def table(self, floats: tuple[float, float]) -> Tensor:
+        """The float32 value that each of the 2**bits codes stands for."""
+        return self.value(torch.arange(self.levels, dtype=torch.float64), floats).float()
+
+    def dequantize(self, quantized: Quantized) -> Tensor:
+        """The float32 tensor that the codes stand for; the shape and device of the codes."""
+        if quantized.scheme != self.scheme:
+            raise ValueError(f"these codes were made by {quantized.scheme!r} and cannot be decoded by {self.scheme!r}")
+        return self.table(quantized.floats).to(quantized.codes.device)[quantized.codes.int()]
+
+    def roundtrip(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """`dequantize(quantize(x))`: what the receiver gets, float32."""
+        return self.dequantize(self.quantize(x, generator))
+
+    @property
+    def levels(self) -> int:
+        """How many values there are: 2**bits."""
+        return 2**self.bits
+
+
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(_ScalarQuantizer):
     """Quantize the angle of each entry against the norm, uniformly (CosSGD, arXiv 2012.08241).
 
         theta = arccos(x / norm)                     in [0, pi]
+        bound = arccos(largest / norm)               largest: the largest |x| that the clip leaves
         u     = (theta - bound) / (pi - 2 bound) * (levels - 1)
         codes = round(u)                             "nearest", or floor(u) + Bernoulli(u - floor(u)): "stochastic"
         x_hat = norm * cos(bound + codes * (pi - 2 bound) / (levels - 1))
@@ -62,56 +112,43 @@ class Cosine:
         decodes to zeros. 0 turns it off; 0.01 is the authors' default.
     rounding: "nearest" (the authors' default), or "stochastic", which is unbiased in the angle, not in the value.
     An exact zero lies half-way between two levels; with nearest rounding all zeros go to the same one of the two.
-    Source of the formulas: the authors' published routine in ProgFed (ICML 2022).
+    Transmitted: (norm, bound). Source of the formulas: the authors' published routine in ProgFed (ICML 2022).
     """
 
     bits: int = 2
     clip: float = 0.01
     rounding: str = "nearest"
+    scheme: ClassVar[str] = "cosine"
 
     def __post_init__(self):
         _check_options(self)
 
-    def quantize(self, x: Tensor, generator: torch.Generator | None = None) -> Quantized:
-        """Codes of x and the floats (norm, bound).
+    def side_info(self, norm: float, largest: float, low: float, high: float) -> tuple[float, float]:
+        """(norm, bound) from the `statistics` of a tensor."""
+        norm = _float32(norm, "norm")
+        cosine = min(largest / norm, 1.0) if norm > 0 else 0.0  # a zero tensor: every angle is pi / 2
+        return norm, _float32(math.acos(cosine), "bound")
 
-        x: a floating-point tensor of any shape, memory layout and device. generator: needed by stochastic rounding,
-        on x's device. ValueError: NaN or infinity in x (how many, where first), a norm beyond float32, no generator.
-        TypeError: x is no dense floating-point tensor.
-        """
-        x = _checked_float64(x)
-        _check_generator(self.rounding, generator, x.device)
-        norm = _float32(x.norm().item(), "norm")
-        if norm == 0:  # an empty or zero tensor has no angles; norm 0 makes any code decode to 0
-            return _one_code(x, self.bits, (0.0, _float32(math.pi / 2, "bound")), "cosine")
-        theta = torch.arccos((x / norm).clamp(-1, 1))
-        bound = _float32(math.pi / 2 - _clipped_max((theta - math.pi / 2).abs(), self.clip), "bound")
+    def position(self, x: Tensor, floats: tuple[float, float]) -> Tensor:
+        """u: where the entries of x lie on the axis of codes, float64 in [0, levels - 1]."""
+        norm, bound = floats
         width = math.pi - 2 * bound
-        if width <= 0:  # clipped to nothing but zeros: every angle is pi/2
-            return _one_code(x, self.bits, (norm, bound), "cosine")
-        u = (theta.clamp(bound, math.pi - bound) - bound) / width * (2**self.bits - 1)
-        return Quantized(_round(u, self.bits, self.rounding, generator), self.bits, (norm, bound), "cosine")
+        if norm == 0 or width <= 0:  # nothing but zeros, or clipped to zeros: one code for all
+            return torch.zeros_like(x)
+        theta = torch.arccos((x / norm).clamp(-1, 1))
+        return (theta.clamp(bound, math.pi - bound) - bound) / width * (self.levels - 1)
 
-    def dequantize(self, quantized: Quantized) -> Tensor:
-        """The float32 tensor that the codes stand for; the shape and device of the codes."""
-        _check_scheme(quantized, "cosine")
-        norm, bound = quantized.floats
+    def value(self, u: Tensor, floats: tuple[float, float]) -> Tensor:
+        """The value at u, float64; the receiver evaluates it at the whole codes."""
+        norm, bound = floats
         width = math.pi - 2 * bound
         if norm == 0 or width <= 0:
-            return torch.zeros_like(quantized.codes, dtype=torch.float32)
-        return (
-            (norm * torch.cos(_levels(bound, width, quantized.bits)))
-            .float()
-            .to(quantized.codes.device)[quantized.codes.int()]
-        )
-
-    def roundtrip(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """`dequantize(quantize(x))`: what the receiver gets, float32."""
-        return self.dequantize(self.quantize(x, generator))
+            return torch.zeros_like(u)
+        return norm * torch.cos(bound + u * (width / (self.levels - 1)))
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(_ScalarQuantizer):
     """Quantize the value on an even grid from low to high: the textbook quantizer and the usual "linear" baseline.
 
         u     = (x - low) / (high - low) * (levels - 1)
@@ -122,71 +159,53 @@ class Uniform:
         stochastic rounding is unbiased.
     range: "symmetric" is [-m, m] with m the largest magnitude after the clip: what `Cosine` turns into where its
         curve vanishes. "minmax" is [min, max] after the clip.
+    Transmitted: (low, high).
     """
 
     bits: int = 2
     clip: float = 0.01
     rounding: str = "nearest"
     range: str = "symmetric"
+    scheme: ClassVar[str] = "uniform"
 
     def __post_init__(self):
         _check_options(self)
         _check_choice("range", self.range, RANGES)
 
-    def quantize(self, x: Tensor, generator: torch.Generator | None = None) -> Quantized:
-        """Codes of x and the floats (low, high); arguments and errors as in `Cosine.quantize`."""
-        x = _checked_float64(x)
-        _check_generator(self.rounding, generator, x.device)
-        if x.numel() == 0:
-            return _one_code(x, self.bits, (0.0, 0.0), "uniform")
-        largest = _clipped_max(x.abs(), self.clip)
-        x = x.clamp(-largest, largest)
-        low, high = (-largest, largest) if self.range == "symmetric" else (x.min().item(), x.max().item())
-        low, high = _float32(low, "low"), _float32(high, "high")
-        if high <= low:  # a constant: one level is enough
-            return _one_code(x, self.bits, (low, low), "uniform")
-        u = (x.clamp(low, high) - low) / (high - low) * (2**self.bits - 1)
-        return Quantized(_round(u, self.bits, self.rounding, generator), self.bits, (low, high), "uniform")
+    def side_info(self, norm: float, largest: float, low: float, high: float) -> tuple[float, float]:
+        """(low, high) from the `statistics` of a tensor."""
+        if self.range == "symmetric":
+            low, high = -largest, largest
+        low, high = _float32(max(low, -largest), "low"), _float32(min(high, largest), "high")
+        return low, max(low, high)
 
-    def dequantize(self, quantized: Quantized) -> Tensor:
-        """The float32 tensor that the codes stand for; the shape and device of the codes."""
-        _check_scheme(quantized, "uniform")
-        low, high = quantized.floats
-        return _levels(low, high - low, quantized.bits).float().to(quantized.codes.device)[quantized.codes.int()]
+    def position(self, x: Tensor, floats: tuple[float, float]) -> Tensor:
+        """u: where the entries of x lie on the axis of codes, float64 in [0, levels - 1]."""
+        low, high = floats
+        if high <= low:  # a constant: one code for all
+            return torch.zeros_like(x)
+        return (x.clamp(low, high) - low) / (high - low) * (self.levels - 1)
 
-    def roundtrip(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """`dequantize(quantize(x))`: what the receiver gets, float32."""
-        return self.dequantize(self.quantize(x, generator))
+    def value(self, u: Tensor, floats: tuple[float, float]) -> Tensor:
+        """The value at u, float64; the receiver evaluates it at the whole codes."""
+        low, high = floats
+        return low + u * ((high - low) / (self.levels - 1))
 
 
-def _levels(start: float, width: float, bits: int) -> Tensor:
-    """The 2**bits evenly spaced float64 points from start to start + width."""
-    return start + torch.arange(2**bits, dtype=torch.float64) * (width / (2**bits - 1))
+def statistics(x: Tensor, clip: float) -> tuple[float, float, float, float]:
+    """What the side information is made of: the l2 norm, the largest |x| that the clip leaves, min and max.
+
+    The floor(clip * n) entries of largest magnitude are cut, so the second one is an order statistic.
+    """
+    n = x.numel()
+    if n == 0:
+        return 0.0, 0.0, 0.0, 0.0
+    largest = x.abs().flatten().kthvalue(n - math.floor(clip * n)).values
+    return x.norm().item(), largest.item(), x.min().item(), x.max().item()
 
 
-def _one_code(x: Tensor, bits: int, floats: tuple[float, float], scheme: str) -> Quantized:
-    """A tensor that one level describes: all codes 0."""
-    return Quantized(torch.zeros_like(x, dtype=torch.uint8), bits, floats, scheme)
-
-
-def _round(u: Tensor, bits: int, rounding: str, generator: torch.Generator | None) -> Tensor:
-    """Whole codes, uint8, from real-valued u in [0, 2**bits - 1]."""
-    if rounding == "nearest":
-        codes = u.round()
-    else:
-        coins = torch.rand(u.shape, generator=generator, device=u.device)
-        codes = u.floor() + (coins < u - u.floor())
-    return codes.clamp(0, 2**bits - 1).to(torch.uint8)  # the clamp guards against float rounding at the last level
-
-
-def _clipped_max(magnitude: Tensor, clip: float) -> float:
-    """The (floor(clip * n) + 1)-th largest magnitude: the largest one once the clip has cut its share."""
-    n = magnitude.numel()
-    return magnitude.flatten().kthvalue(n - math.floor(clip * n)).values.item()
-
-
-def _checked_float64(x: Tensor) -> Tensor:
-    """x as contiguous float64, without gradient; errors name what is wrong with it."""
+def check_tensor(x: Tensor) -> None:
+    """TypeError or ValueError that names what makes x no input for a quantizer."""
     if not isinstance(x, Tensor):
         raise TypeError(f"expected a torch.Tensor, got {type(x).__name__}; torch.as_tensor(x) makes one")
     if not x.is_floating_point():
@@ -201,29 +220,10 @@ def _checked_float64(x: Tensor) -> Tensor:
         raise ValueError(
             f"{int(bad.sum())} of {x.numel()} entries are NaN or infinite, the first is {x[first].item()} at index {first}"
         )
-    return x.detach().double().contiguous()
 
 
-def _float32(value: float, name: str) -> float:
-    """value rounded to what a transmitted float32 holds."""
-    if abs(value) > FLOAT32_MAX:
-        raise ValueError(f"{name} {value:.3g} is beyond the float32 that is transmitted (at most {FLOAT32_MAX:.3g})")
-    return torch.tensor(value, dtype=torch.float32).item()
-
-
-def _check_options(quantizer: "Cosine | Uniform") -> None:
-    """Errors for options out of range; numpy numbers become plain ones."""
-    bits, clip = quantizer.bits, quantizer.clip
-    if isinstance(bits, bool) or not hasattr(bits, "__index__") or not 1 <= operator.index(bits) <= 8:
-        raise ValueError(f"bits must be a whole number from 1 to 8, got {bits!r}")
-    if isinstance(clip, bool) or not isinstance(clip, numbers.Real) or not 0 <= clip < 0.5:
-        raise ValueError(f"clip must be a number in [0, 0.5), got {clip!r}")
-    object.__setattr__(quantizer, "bits", operator.index(bits))
-    object.__setattr__(quantizer, "clip", float(clip))
-    _check_choice("rounding", quantizer.rounding, ROUNDINGS)
-
-
-def _check_generator(rounding: str, generator: torch.Generator | None, device: torch.device) -> None:
+def check_generator(rounding: str, generator: torch.Generator | None, device: torch.device) -> None:
+    """ValueError if stochastic rounding lacks a generator, or has one on another device."""
     if rounding == "stochastic" and not isinstance(generator, torch.Generator):
         raise ValueError(
             f"rounding='stochastic' needs generator=torch.Generator(...), so that a seed fixes the result; got {generator!r}"
@@ -234,9 +234,23 @@ def _check_generator(rounding: str, generator: torch.Generator | None, device: t
         )
 
 
-def _check_scheme(quantized: Quantized, scheme: str) -> None:
-    if quantized.scheme != scheme:
-        raise ValueError(f"these codes were made by {quantized.scheme!r} and cannot be decoded by {scheme!r}")
+def _float32(value: float, name: str) -> float:
+    """value rounded to what a transmitted float32 holds."""
+    if abs(value) > FLOAT32_MAX:
+        raise ValueError(f"{name} {value:.3g} is beyond the float32 that is transmitted (at most {FLOAT32_MAX:.3g})")
+    return torch.tensor(value, dtype=torch.float32).item()
+
+
+def _check_options(quantizer: Cosine | Uniform) -> None:
+    """Errors for options out of range; numpy numbers become plain ones."""
+    bits, clip = quantizer.bits, quantizer.clip
+    if isinstance(bits, bool) or not hasattr(bits, "__index__") or not 1 <= operator.index(bits) <= 8:
+        raise ValueError(f"bits must be a whole number from 1 to 8, got {bits!r}")
+    if isinstance(clip, bool) or not isinstance(clip, numbers.Real) or not 0 <= clip < 0.5:
+        raise ValueError(f"clip must be a number in [0, 0.5), got {clip!r}")
+    object.__setattr__(quantizer, "bits", operator.index(bits))
+    object.__setattr__(quantizer, "clip", float(clip))
+    _check_choice("rounding", quantizer.rounding, ROUNDINGS)
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

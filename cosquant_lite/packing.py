@@ -1,0 +1,35 @@
+"""Small whole numbers as few bits as they need, tightly: the first code in the highest bits of the first byte.
+
+A code may cross a byte border; the last byte is filled with zeros. Eight codes of `bits` bits are exactly `bits`
+bytes, so eight at a time go through one 64-bit word. Plain torch, on whatever device the codes are.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+def packed_bytes(n: int, bits: int) -> int:
+    """How many bytes n codes take."""
+    return -(-n * bits // 8)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """uint8 codes of any shape as `bits` bits each: a flat uint8 tensor of `packed_bytes(n, bits)` bytes."""
+    n = codes.numel()
+    eights = pad(codes.flatten(), (0, -n % 8)).view(-1, 8)
+    word = torch.zeros(len(eights), dtype=torch.int64, device=codes.device)
+    for i in range(8):
+        word = (word << bits) | eights[:, i]
+    in_bytes = torch.stack([(word >> 8 * i & 255).to(torch.uint8) for i in reversed(range(bits))], dim=1)
+    return in_bytes.flatten()[: packed_bytes(n, bits)]
+
+
+def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
+    """The n codes that `pack` wrote, flat uint8."""
+    eights = pad(packed, (0, -len(packed) % bits)).view(-1, bits)
+    word = torch.zeros(len(eights), dtype=torch.int64, device=packed.device)
+    for i in range(bits):
+        word = (word << 8) | eights[:, i]
+    codes = torch.stack([(word >> bits * i & 2**bits - 1).to(torch.uint8) for i in reversed(range(8))], dim=1)
+    return codes.flatten()[:n]
