@@ -93,7 +93,7 @@ def borders(quantizer: Cosine | Uniform, floats: tuple[float, float]) -> np.ndar
     """
     between = torch.arange(quantizer.levels - 1, dtype=torch.float64) + 0.5
     at = quantizer.value(between, floats).numpy()
-    at[np.abs(at) < 1e-15 * max(map(abs, floats))] = 0  # the one in the middle, up to rounding
+    at[np.abs(at) < 1e-15 * abs(floats[0])] = 0  # the border in the middle, up to rounding
     down, up = (np.nextafter(at.astype(np.float32), np.float32(end)) for end in (-np.inf, np.inf))
     near = np.stack([np.nextafter(down, np.float32(-np.inf)), down, at.astype(np.float32), up,
                      np.nextafter(up, np.float32(np.inf))])  # fmt: skip
