@@ -1,4 +1,4 @@
-"""The command line: `python -m cosquant_lite reproduce | run | data`."""
+"""The command line: `python -m cosquant_lite reproduce | run | data | bench`."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ from cosquant_lite import __version__
 
 RUN_EXAMPLE = "example: python -m cosquant_lite run --data real --rounds 3 --down cosine:8 --up cosine:2,clip=0.01"
 DATA_EXAMPLE = "example: python -m cosquant_lite data import cifar10 ~/Downloads/cifar-10-python.tar.gz"
+BENCH_EXAMPLE = "example: python -m cosquant_lite bench --entries 16777216 --out build/bench"
 REPRODUCE_EXAMPLE = "example: python -m cosquant_lite reproduce --only 02,03 --out build"
 
 
@@ -37,6 +38,9 @@ def _parser(argv: list[str] | None) -> argparse.ArgumentParser:
         )
     )
     _add_data(commands.add_parser("data", help="see, import, download and check data", epilog=DATA_EXAMPLE))
+    _add_bench(
+        commands.add_parser("bench", help="speed, size and error of the codec and of its peers", epilog=BENCH_EXAMPLE)
+    )
     run = commands.add_parser("run", help="one federated experiment", epilog=RUN_EXAMPLE)
     if "run" in (sys.argv[1:] if argv is None else argv)[:1]:  # its flags come from FedConfig, which imports torch
         _add_run(run)
@@ -64,6 +68,20 @@ def _reproduce(args: argparse.Namespace) -> int:
     from cosquant_lite.reproduce import reproduce
 
     return reproduce(args.profile, args.data, args.only, args.param, args.out, args.force)
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Peers are measured if they are installed: pip install -r requirements-bench.txt"
+    parser.add_argument("--entries", type=int, default=2**24, help="how many float32 (default: 16777216)")
+    parser.add_argument("--repeat", type=int, default=9, help="repetitions, of which the fastest counts (default: 9)")
+    parser.add_argument("--out", type=Path, default="build/bench", help="where to write (default: build/bench)")
+    parser.set_defaults(command=_bench)
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from cosquant_lite.bench import bench
+
+    bench(args.entries, args.repeat, args.out)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

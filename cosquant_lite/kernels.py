@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from cosquant_lite import quantize
+from cosquant_lite.mask import take
 from cosquant_lite.packing import pack, packed_bytes, unpack
 from cosquant_lite.quantize import Cosine, Uniform
 
@@ -39,7 +40,7 @@ def quantize_packed(
 ) -> tuple[tuple[float, float], Tensor]:
     """The transmitted floats and the packed codes, flat uint8 on x's device.
 
-    Arguments and errors as in `Cosine.quantize`.
+    keep: flat, boolean: which entries get codes. Other arguments, and errors, as in `Cosine.quantize`.
     """
     if not _is_large(x):
         quantized = quantizer.quantize(x, generator, keep=keep)
@@ -47,7 +48,7 @@ def quantize_packed(
     quantize.check_generator(quantizer.rounding, generator, x.device)
     flat = x.detach().float().contiguous().flatten()
     floats = quantizer.side_info(*statistics(flat, quantizer.clip))
-    kept = flat if keep is None else flat[keep.flatten()]
+    kept = flat if keep is None else take(flat, keep)
     if quantizer.rounding == "nearest":
         return floats, _nearest(kept.numpy(), quantizer, floats)
     parts = [pack(quantizer.codes(part, floats, generator), quantizer.bits) for part in kept.split(CHUNK)]

@@ -1,11 +1,14 @@
-"""One direction of the traffic, down or up: tensors -> quantize -> bytes -> tensors.
+"""One direction of the traffic, down or up: tensors -> (mask) -> quantize -> bytes -> tensors.
 
 A link is written as a short string: `none` (float32), `cosine:2`, `cosine:2,clip=0.01,rounding=stochastic`,
-`uniform:4,range=minmax`. Every message becomes a real byte string, and its length is the cost.
+`uniform:4,range=minmax`, each also with `mask=0.05` (the share of entries that travel) and `entropy=deflate` (or ans,
+auto). Every message becomes a real byte string, and its length is the cost.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,40 +16,54 @@ from torch import Tensor
 from cosquant_lite import wire
 from cosquant_lite.quantize import Cosine, Uniform
 
-QUANTIZERS = {"cosine": Cosine, "uniform": Uniform}
-EXAMPLES = "'none', 'cosine:2', 'cosine:2,clip=0.01,rounding=stochastic', 'uniform:4,range=minmax'"
+QUANTIZERS = {"none": None, "cosine": Cosine, "uniform": Uniform}
+EXAMPLES = "'none', 'cosine:2', 'cosine:2,clip=0.01,rounding=stochastic', 'uniform:4,range=minmax', 'cosine:2,mask=0.05,entropy=ans'"
 
 
-def parse_link(text: str) -> Cosine | Uniform | None:
-    """The quantizer that a link string names, None for `none`. ValueError names the bad part and what is allowed."""
+@dataclass(frozen=True)
+class Link:
+    """What one direction does to its messages; the fields are arguments of `wire.encode`."""
+
+    quantizer: Cosine | Uniform | None = None
+    mask: float = 1.0
+    entropy: str = "none"
+
+    def __post_init__(self):
+        wire.check_options(self.entropy, self.mask)
+
+
+def parse_link(text: str) -> Link:
+    """The link that a string names. ValueError names the bad part and what is allowed."""
     if not isinstance(text, str):
         raise ValueError(f"link must be a string such as {EXAMPLES}, got {text!r}")
-    if text == "none":
-        return None
     head, *settings = text.split(",")
-    name, _, bits = head.partition(":")
+    name, colon, bits = head.partition(":")
     if name not in QUANTIZERS:
         raise ValueError(
-            f"link {text!r}: unknown quantizer {name!r}; allowed: none, {', '.join(QUANTIZERS)}; e.g. {EXAMPLES}"
+            f"link {text!r}: unknown quantizer {name!r}; allowed: {', '.join(QUANTIZERS)}; e.g. {EXAMPLES}"
         )
-    if not bits.isdecimal():
+    make = QUANTIZERS[name]
+    if make is None and colon:
+        raise ValueError(f"link {text!r}: 'none' takes no bits; e.g. {EXAMPLES}")
+    if make is not None and not bits.isdecimal():
         raise ValueError(f"link {text!r}: bits {bits!r} after {name!r}: is not a whole number; e.g. {EXAMPLES}")
-    allowed = [field.name for field in dataclasses.fields(QUANTIZERS[name]) if field.name != "bits"]
-    options = dict(_setting(text, setting, allowed) for setting in settings)
+    own = [field.name for field in dataclasses.fields(make) if field.name != "bits"] if make else []
+    options = dict(_setting(text, setting, [*own, "mask", "entropy"]) for setting in settings)
     if len(options) < len(settings):
         raise ValueError(f"link {text!r}: the same option twice")
     try:
-        return QUANTIZERS[name](bits=int(bits), **options)
+        quantizer = make(bits=int(bits), **{key: options.pop(key) for key in own if key in options}) if make else None
+        return Link(quantizer, **options)
     except ValueError as error:
         raise ValueError(f"link {text!r}: {error}") from None
 
 
 def send(
-    state: Mapping[str, Tensor], quantizer: Cosine | Uniform | None, generator: torch.Generator | None = None
+    state: Mapping[str, Tensor], link: Link, generator: torch.Generator | None = None
 ) -> tuple[dict[str, Tensor], int]:
     """What the receiver holds after one message, and the bytes that the message had."""
-    blob = wire.encode(state, quantizer, generator=generator)
-    return wire.decode(blob), len(blob)
+    blob = wire.encode(state, link.quantizer, mask=link.mask, entropy=link.entropy, generator=generator)
+    return wire.decode(blob, limit=math.inf), len(blob)
 
 
 def _setting(text: str, setting: str, allowed: list[str]) -> tuple[str, str | float]:
@@ -55,9 +72,9 @@ def _setting(text: str, setting: str, allowed: list[str]) -> tuple[str, str | fl
         raise ValueError(
             f"link {text!r}: unknown option {setting!r}; allowed: {', '.join(f'{k}=...' for k in allowed)}"
         )
-    if key != "clip":
+    if key not in ("clip", "mask"):
         return key, value
     try:
         return key, float(value)
     except ValueError:
-        raise ValueError(f"link {text!r}: clip {value!r} is not a number") from None
+        raise ValueError(f"link {text!r}: {key} {value!r} is not a number") from None

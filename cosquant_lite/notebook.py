@@ -53,8 +53,8 @@ class Run:
         stem = f"{self.name[:2]}-{name}"
         self.figures = [figure for figure in self.figures if figure["name"] != stem]  # the cell may be run again
         plots.stamp(fig, source)
-        runs.write_atomic(self.out / "figures" / f"{stem}.png", _render(fig, "png"))
-        runs.write_atomic(self.out / "figures" / f"{stem}.svg", _render(fig, "svg"))
+        runs.write_atomic(self.out / "figures" / f"{stem}.png", plots.render(fig, "png"))
+        runs.write_atomic(self.out / "figures" / f"{stem}.svg", plots.render(fig, "svg"))
         self.figures.append({"name": stem, "alt": alt, "source": source})
         self._write()
         inline = _small_png(fig)
@@ -89,15 +89,8 @@ class Run:
         runs.write_json(self.out / "records" / f"{self.name}.json", content)
 
 
-def _render(fig: Figure, form: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    metadata = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
-    fig.savefig(buffer, format=form, metadata=metadata, **options)
-    return buffer.getvalue()
-
-
 def _small_png(fig: Figure) -> bytes:
     """The figure at screen resolution with a palette: a third of the size, so that notebooks stay small in git."""
-    full, small = io.BytesIO(_render(fig, "png", dpi="figure")), io.BytesIO()
+    full, small = io.BytesIO(plots.render(fig, "png", dpi="figure")), io.BytesIO()
     Image.open(full).convert("RGB").quantize(128).save(small, "png", optimize=True)
     return small.getvalue()

@@ -17,6 +17,8 @@ def packed_bytes(n: int, bits: int) -> int:
 def pack(codes: Tensor, bits: int) -> Tensor:
     """uint8 codes of any shape as `bits` bits each: a flat uint8 tensor of `packed_bytes(n, bits)` bytes."""
     n = codes.numel()
+    if bits == 8:
+        return codes.flatten()
     eights = pad(codes.flatten(), (0, -n % 8)).view(-1, 8)
     word = torch.zeros(len(eights), dtype=torch.int64, device=codes.device)
     for i in range(8):
@@ -27,6 +29,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
     """The n codes that `pack` wrote, flat uint8."""
+    if bits == 8:
+        return packed[:n]
     eights = pad(packed, (0, -len(packed) % bits)).view(-1, bits)
     word = torch.zeros(len(eights), dtype=torch.int64, device=packed.device)
     for i in range(bits):

@@ -1,5 +1,6 @@
 """Results in, matplotlib Figure out: what several notebooks draw the same way."""
 
+import io
 import math
 from pathlib import Path
 from textwrap import fill
@@ -31,6 +32,14 @@ def stamp(fig: Figure, source: str) -> None:
     """Write below the figure what data it shows, so that it cannot be taken for something else."""
     source = fill(source, int(18 * fig.get_figwidth()))
     fig.supxlabel(source, x=0.995, ha="right", fontsize=7.5, color="#555555")
+
+
+def render(fig: Figure, form: str, **options) -> bytes:
+    """The figure as "png" or "svg", the same bytes each time."""
+    buffer = io.BytesIO()
+    metadata = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
+    fig.savefig(buffer, format=form, metadata=metadata, **options)
+    return buffer.getvalue()
 
 
 def lines(panels: dict, xlabel: str, ylabel: str, size=None, columns=None, legend=-1, level=None, **axes) -> Figure:

@@ -55,7 +55,7 @@ class _ScalarQuantizer:
         """Codes of x and the transmitted floats.
 
         x: a floating-point tensor of any shape, memory layout and device. generator: needed by stochastic rounding,
-        on x's device. keep: a boolean tensor of x's shape; then only those entries get codes, in row-major order, and
+        on x's device. keep: flat, boolean, on x's device; then only those entries get codes, in row-major order, and
         the floats still describe the whole of x.
         ValueError: NaN or infinity in x (how many, where first), a norm beyond float32, no generator.
         TypeError: x is no dense floating-point tensor.
@@ -64,7 +64,9 @@ class _ScalarQuantizer:
         check_generator(self.rounding, generator, x.device)
         x = x.detach().double().contiguous()
         floats = self.side_info(*statistics(x, self.clip))
-        return Quantized(self.codes(x if keep is None else x[keep], floats, generator), self.bits, floats, self.scheme)
+        return Quantized(
+            self.codes(x if keep is None else x.flatten()[keep], floats, generator), self.bits, floats, self.scheme
+        )
 
     def codes(self, x: Tensor, floats: tuple[float, float], generator: torch.Generator | None = None) -> Tensor:
         """uint8 codes of x, its shape, for transmitted floats that are already known."""

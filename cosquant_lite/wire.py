@@ -1,52 +1,112 @@
 """Named tensors to one self-describing, checksummed byte string, and back.
 
-Frame, version 1, little-endian:
+Frame, version 2. All is little-endian; a *number* is an unsigned LEB128 (7 bits a byte, lowest first, the top bit set
+on all bytes but the last) of at most 9 bytes.
 
-    magic    4 bytes  b"CQLT"
-    version  u8       1
-    count    u32      number of tensors
+    magic      4 bytes  b"CQLT"
+    version    u8       2
+    masked     u8       0, or 1: a random mask follows
+      keep     f64      only if masked: the probability p with which an entry of a floating-point tensor travels
+      seed     u64      only if masked: which entries travel; cosquant_lite/mask.py says how
+    count      number   of tensors
     then per tensor
-        name     u8 length, then UTF-8
-        scheme   u8   0 raw, 1 cosine, 2 uniform
-        kind     u8   raw: index into RAW_DTYPES; otherwise bits, 1 to 8
-        ndim     u8, then ndim times u32: the shape
-        floats   only if not raw: two f32, (norm, bound) or (low, high)
-        payload  raw: the values; otherwise the codes, `bits` bits each, first code in the highest bits of the first
-                 byte, the last byte filled with zeros. Its length follows from the fields before it.
-    checksum u64      XXH3-64 of everything before it
+      name     number of bytes, then that many bytes of UTF-8
+      dtype    u8       index into DTYPES: what the tensor is, and becomes again
+      scheme   u8       0 raw, 1 cosine, 2 uniform
+      bits     u8       only if not raw: 1 to 8
+      floats   2 f32    only if not raw: (norm, bound) or (low, high)
+      stage    u8       the lossless stage: 0 none, 1 deflate, 2 ans; cosquant_lite/entropy.py says how to undo it
+      ndim     u8, then that many numbers: the shape
+      payload  number of bytes, then that many bytes. Without their lossless stage, raw: the values of the entries
+               that travel; else their codes, `bits` bits each, the first one in the highest bits of the first byte,
+               the last byte filled with zeros. Entries are in row-major order.
+    checksum   u64      XXH3-64 of everything before it
 
-There is no pickle in it, and the same tensors and generator state give the same bytes.
+What a code c of scheme 1 or 2 stands for, with L = 2**bits and the arithmetic in float64, then rounded to float32:
+cosine: norm cos(bound + c (pi - 2 bound) / (L - 1)), and 0 if norm = 0 or bound >= pi / 2. uniform: low + c (high -
+low) / (L - 1). In a masked frame the values of floating-point tensors, raw ones too, are divided by p, and entries
+that do not travel are 0. Other tensors are never masked.
+
+A frame costs at most 19 bytes, 35 with a mask, and per tensor 15 bytes, one for each 7 bits of a dimension, of the
+payload's length and of the name's length, and the name. There is no pickle in it, and the same tensors and generator
+state give the same bytes. Test vector (tests/test_wire.py decodes it): {"w": float32 [1, -2, 3, 0.5], "n": int64 7},
+Cosine(bits=2, clip=0), is
+
+    43 51 4c 54 02 00 02 01 77 00 01 02 3e 98 71 40 ee f9 26 3f 00 01 04 01 61 01
+    6e 03 00 00 00 08 07 00 00 00 00 00 00 00 0c 79 09 8c b6 11 5e 61
 """
 
 import math
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 import xxhash
 from torch import Tensor
 
-from cosquant_lite.quantize import Cosine, Quantized, Uniform
+from cosquant_lite import entropy as lossless
+from cosquant_lite import kernels
+from cosquant_lite.mask import kept, spread, take
+from cosquant_lite.packing import packed_bytes
+from cosquant_lite.quantize import Cosine, Uniform
 
-MAGIC, VERSION = b"CQLT", 1
-SCHEMES = {"cosine": 1, "uniform": 2}
-QUANTIZERS = {1: Cosine, 2: Uniform}
-RAW_DTYPES = [torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool,
-              torch.bfloat16, torch.int16, torch.int8]  # fmt: skip
+MAGIC, VERSION = b"CQLT", 2
+QUANTIZERS = {1: Cosine, 2: Uniform}  # what the byte `scheme` says
+SCHEMES = {quantizer.scheme: number for number, quantizer in QUANTIZERS.items()}
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool,
+          torch.bfloat16, torch.int16, torch.int8]  # fmt: skip
+LIMIT = 2**30  # bytes of tensors that `decode` makes unless told otherwise
 
 
 class WireError(ValueError):
     """A frame that cannot be decoded; the message says what is wrong with it."""
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One tensor of a frame, not decoded yet. header: the bytes it takes beside its payload."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    quantizer: Cosine | Uniform | None
+    floats: tuple[float, ...]
+    stage: str
+    payload: memoryview
+    header: int
+
+    @property
+    def numel(self) -> int:
+        """Entries of the tensor."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """What a frame says about itself. mask and seed: (1.0, 0) without a mask. header: bytes beside the parts."""
+
+    mask: float
+    seed: int
+    parts: list[Part]
+    header: int
+
+
 def encode(
-    state: Mapping[str, Tensor], quantizer: Cosine | Uniform | None, *, generator: torch.Generator | None = None
+    state: Mapping[str, Tensor],
+    quantizer: Cosine | Uniform | None,
+    *,
+    entropy: str = "none",
+    mask: float = 1.0,
+    generator: torch.Generator | None = None,
 ) -> bytes:
     """One frame for a named set of tensors.
 
     Floating-point tensors are quantized; all others, and everything if quantizer is None, travel as they are.
-    generator: for stochastic rounding. ValueError and TypeError name the tensor that cannot be sent.
+    entropy: the lossless stage, "none", "deflate", "ans" or "auto", the shortest of them for each tensor.
+    mask: the probability p in (0, 1] with which an entry of a floating-point tensor travels; the others arrive as 0,
+    and these divided by p. generator: for stochastic rounding and for the mask's seed.
+    ValueError and TypeError name the tensor or the option that cannot be sent.
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"expected a mapping from names to tensors, got {type(state).__name__}")
@@ -54,112 +114,221 @@ def encode(
         raise TypeError(
             f"expected a Cosine, a Uniform or None as quantizer, got {quantizer!r}; parse_link reads strings"
         )
-    parts = [MAGIC, struct.pack("<BI", VERSION, len(state))]
-    for name, x in state.items():
+    check_options(entropy, mask)
+    head, seed = struct.pack("<4sBB", MAGIC, VERSION, mask < 1), 0
+    if mask < 1:
+        seed = _draw_seed(generator)
+        head += struct.pack("<dQ", mask, seed)
+    parts = [head, _number(len(state))]
+    for index, (name, x) in enumerate(state.items()):
         try:
-            parts += _encode_tensor(name, x, quantizer, generator)
+            parts += _encode_tensor(name, x, quantizer, entropy, (mask, seed, index), generator)
         except TypeError as error:
             raise TypeError(f"tensor {name!r}: {error}") from None
         except ValueError as error:
             raise ValueError(f"tensor {name!r}: {error}") from None
-    body = b"".join(parts)
-    return body + struct.pack("<Q", xxhash.xxh3_64_intdigest(body))
+    checksum = xxhash.xxh3_64()
+    for part in parts:
+        checksum.update(part)
+    return b"".join([*parts, struct.pack("<Q", checksum.intdigest())])
 
 
-def decode(blob: bytes) -> dict[str, Tensor]:
-    """The tensors of a frame: quantized ones as float32, raw ones in their own dtype. WireError on any damage."""
+def decode(blob: bytes, *, limit: int = LIMIT, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a frame, each in its own dtype.
+
+    limit: how many bytes of tensors the frame may declare; working memory on top is at most as much again.
+    device: where quantized tensors are unpacked and everything ends up. WireError on any damage, and above the limit.
+    """
+    frame = inspect(blob)
+    declared = sum(part.numel * part.dtype.itemsize for part in frame.parts)
+    if declared > limit:
+        raise WireError(f"the frame declares {declared:,} bytes of tensors; limit={limit:,} allows no more than that")
+    return {part.name: _decode_tensor(part, (frame.mask, frame.seed, i), device) for i, part in enumerate(frame.parts)}
+
+
+def inspect(blob: bytes) -> Frame:
+    """What a frame holds and what each part of it costs, without decoding the payloads. WireError on any damage."""
     if not isinstance(blob, (bytes, bytearray, memoryview)):
         raise TypeError(f"expected the bytes of a frame, got {type(blob).__name__}")
-    blob = bytes(blob)
-    if len(blob) < 17 or blob[:4] != MAGIC:
-        raise WireError(f"not a cosquant frame: {len(blob)} bytes starting with {blob[:4]!r}, expected {MAGIC!r}")
+    blob = memoryview(blob).cast("B")
+    if len(blob) < 15 or blob[:4] != MAGIC:
+        raise WireError(
+            f"not a cosquant frame: {len(blob)} bytes starting with {bytes(blob[:4])!r}, expected {MAGIC!r}"
+        )
     if blob[4] != VERSION:
         raise WireError(f"frame version {blob[4]}; this package reads version {VERSION}")
     if xxhash.xxh3_64_intdigest(blob[:-8]) != struct.unpack("<Q", blob[-8:])[0]:
         raise WireError("checksum mismatch: the frame was damaged or cut short")
     read = _Reader(blob[:-8], start=5)
-    try:
-        (count,) = read.fields("I")
-        state = dict(_decode_tensor(read) for _ in range(count))
-    except (struct.error, IndexError, UnicodeDecodeError, RuntimeError, OverflowError) as error:
-        raise WireError(f"malformed frame: {error}") from None
-    if read.at != len(read.blob) or len(state) != count:
-        raise WireError(f"frame has {len(read.blob) - read.at} bytes left over or a tensor name twice")
-    return state
+    mask, seed = _read_mask(read)
+    count = read.number()
+    header = read.at + 8
+    parts = [_read_part(read) for _ in range(count)]
+    if read.at != len(read.blob):
+        raise WireError(f"{len(read.blob) - read.at} bytes are left over after the {count} tensors of the frame")
+    names = {part.name for part in parts}
+    if len(names) < len(parts):
+        raise WireError(f"{len(parts)} tensors, but only {len(names)} different names")
+    return Frame(mask, seed, parts, header)
 
 
-def frame_bytes(state: Mapping[str, Tensor], bits: int | None) -> int:
-    """The length of `encode(state, ...)` by formula: `bits` per entry of float tensors, None for float32 as it is."""
-    total = 4 + 5 + 8
-    for name, x in state.items():
-        quantized = bits is not None and x.is_floating_point()
-        payload = math.ceil(x.numel() * bits / 8) + 8 if quantized else x.numel() * x.element_size()
-        total += 1 + len(name.encode()) + 3 + 4 * x.ndim + payload
+def frame_bytes(state: Mapping[str, Tensor], bits: int | None, *, mask: float = 1.0, seed: int = 0) -> int:
+    """The length of `encode(state, ...)` without a lossless stage, by formula.
+
+    bits: of each entry of float tensors, None for as they are. mask, seed: as in the frame.
+    """
+    total = 6 + (16 if mask < 1 else 0) + len(_number(len(state))) + 8
+    for index, (name, x) in enumerate(state.items()):
+        floating = x.is_floating_point()
+        n = int(kept(x.numel(), mask, seed, index).count_nonzero()) if floating and mask < 1 else x.numel()
+        quantized = floating and bits is not None
+        payload = packed_bytes(n, bits) if quantized else n * x.element_size()
+        numbers = sum(len(_number(value)) for value in (len(name.encode()), *x.shape, payload))
+        total += len(name.encode()) + 4 + (9 if quantized else 0) + numbers + payload
     return total
 
 
-def pack(codes: Tensor, bits: int) -> bytes:
-    """uint8 codes as `bits` bits each, tightly, highest bit first."""
-    planes = np.unpackbits(codes.flatten().cpu().numpy()[:, None], axis=1)[:, 8 - bits :]
-    return np.packbits(planes).tobytes()
+def check_options(entropy: str, mask: float) -> None:
+    """ValueError if there is no such lossless stage, or no such probability."""
+    if entropy not in lossless.CHOICES:
+        raise ValueError(f"entropy must be one of {', '.join(map(repr, lossless.CHOICES))}, got {entropy!r}")
+    if isinstance(mask, bool) or not isinstance(mask, (int, float)) or not 0 < mask <= 1:
+        raise ValueError(f"mask must be a number in (0, 1], the share of entries that travel, got {mask!r}")
 
 
-def unpack(payload: bytes, bits: int, n: int) -> Tensor:
-    """The n codes that `pack` wrote."""
-    planes = np.unpackbits(np.frombuffer(payload, np.uint8), count=n * bits).reshape(n, bits)
-    return torch.from_numpy(np.packbits(planes, axis=1)[:, 0] >> (8 - bits))
+def _draw_seed(generator: torch.Generator | None) -> int:
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"a random mask needs generator=torch.Generator(...), so that a seed fixes it; got {generator!r}"
+        )
+    return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
 
 
-def _encode_tensor(name: str, x: Tensor, quantizer, generator) -> list[bytes]:
+def _encode_tensor(name: str, x: Tensor, quantizer, entropy: str, masked: tuple, generator) -> list[bytes]:
     if not isinstance(name, str) or not isinstance(x, Tensor):
         raise TypeError(
             f"expected a string as name and a torch.Tensor, got {type(name).__name__} and {type(x).__name__}"
         )
-    quantizer = quantizer if x.is_floating_point() else None
-    label = name.encode()
-    if len(label) > 255 or x.ndim > 255:
-        raise ValueError(f"a name has at most 255 bytes and a shape 255 dimensions, got {len(label)} and {x.ndim}")
-    if quantizer is None:
-        if x.dtype not in RAW_DTYPES:
-            raise TypeError(f"cannot send {x.dtype} as it is; allowed: {', '.join(map(str, RAW_DTYPES))}")
-        scheme, kind, floats = 0, RAW_DTYPES.index(x.dtype), b""
-        payload = x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    if x.dtype not in DTYPES or x.layout != torch.strided:
+        raise TypeError(f"cannot send {x.dtype}, {x.layout}; allowed: dense {', '.join(map(str, DTYPES))}")
+    if x.ndim > 255:
+        raise ValueError(f"a shape has at most 255 dimensions, got {x.ndim}")
+    keep = _kept(x.numel(), x.dtype, masked)
+    keep = None if keep is None else keep.to(x.device)
+    if quantizer is not None and x.is_floating_point():
+        floats, packed = kernels.quantize_packed(x, quantizer, generator, keep)
+        _table(quantizer, floats, masked[0], x.dtype)  # raises if the receiver could not hold the values
+        bits, n = quantizer.bits, x.numel() if keep is None else int(keep.count_nonzero())
+        how = struct.pack("<BB2f", SCHEMES[quantizer.scheme], bits, *floats)
     else:
-        quantized = quantizer.quantize(x, generator)
-        scheme, kind = SCHEMES[quantized.scheme], quantized.bits
-        floats, payload = struct.pack("<2f", *quantized.floats), pack(quantized.codes, quantized.bits)
-    shape = struct.pack(f"<BBB{x.ndim}I", scheme, kind, x.ndim, *x.shape)
-    return [bytes([len(label)]), label, shape, floats, payload]
+        sent = x.detach().flatten() if keep is None else take(x.detach(), keep)
+        packed = sent.contiguous().view(torch.uint8)
+        bits, n, how = 8, len(packed), bytes([0])
+    stage, payload = lossless.compress(packed.cpu(), bits, n, entropy)
+    label, dtype = name.encode(), bytes([DTYPES.index(x.dtype)])
+    stage_and_shape = bytes([lossless.STAGES.index(stage), x.ndim]) + b"".join(map(_number, x.shape))
+    return [_number(len(label)), label, dtype, how, stage_and_shape, _number(len(payload)), payload]
 
 
-def _decode_tensor(read: "_Reader") -> tuple[str, Tensor]:
-    (length,) = read.fields("B")
-    name = read.take(length).decode()
-    scheme, kind, ndim = read.fields("BBB")
-    shape = read.fields(f"{ndim}I")
-    n = math.prod(shape)
+def _kept(n: int, dtype: torch.dtype, masked: tuple[float, int, int]) -> Tensor | None:
+    """Which of a tensor's n entries travel, flat; None: all of them."""
+    return kept(n, *masked) if masked[0] < 1 and dtype.is_floating_point else None
+
+
+def _table(quantizer: Cosine | Uniform, floats: tuple[float, float], mask: float, dtype: torch.dtype) -> Tensor:
+    """What each code becomes at the receiver."""
+    exact = quantizer.value(torch.arange(quantizer.levels, dtype=torch.float64), floats) / mask
+    table = exact.float().to(dtype)
+    if not table.isfinite().all():
+        raise ValueError(f"the largest value {exact.abs().max():.3g} is beyond {dtype}")
+    return table
+
+
+def _decode_tensor(part: Part, masked: tuple[float, int, int], device) -> Tensor:
+    try:
+        return _decoded(part, masked, device)
+    except (ValueError, RuntimeError, OverflowError) as error:
+        raise WireError(f"tensor {part.name!r}: {error}") from None
+
+
+def _decoded(part: Part, masked: tuple[float, int, int], device) -> Tensor:
+    keep = _kept(part.numel, part.dtype, masked)
+    n = part.numel if keep is None else int(keep.count_nonzero())
+    if part.quantizer is None:
+        packed = lossless.expand(part.stage, part.payload, 8, n * part.dtype.itemsize)
+        if part.dtype == torch.bool and (packed > 1).any():
+            raise ValueError("a truth value is neither 0 nor 1")
+        values = packed.view(part.dtype)
+        values = values if keep is None else (values.double() / masked[0]).to(part.dtype)
+    else:
+        bits, table = part.quantizer.bits, _table(part.quantizer, part.floats, masked[0], part.dtype)
+        packed = lossless.expand(part.stage, part.payload, bits, n).to(device)
+        values = kernels.dequantize_packed(packed, table, bits, n)
+    if keep is not None:
+        values = spread(values, keep.to(values.device))
+    return values.to(device).view(part.shape)
+
+
+def _read_mask(read: "_Reader") -> tuple[float, int]:
+    (masked,) = read.fields("B")
+    if masked > 1:
+        raise WireError(f"the byte that says whether there is a mask is {masked}, neither 0 nor 1")
+    keep, seed = read.fields("dQ") if masked else (1.0, 0)
+    if masked and not 0 < keep < 1:
+        raise WireError(f"the mask keeps an entry with probability {keep}, which is not between 0 and 1")
+    return keep, seed
+
+
+def _read_part(read: "_Reader") -> Part:
+    start = read.at
+    label = read.take(read.number())
+    try:
+        name = bytes(label).decode()
+    except UnicodeDecodeError as error:
+        raise WireError(f"a tensor's name is no UTF-8: {error}") from None
+    dtype, scheme = read.fields("BB")
+    if dtype >= len(DTYPES):
+        raise WireError(f"tensor {name!r}: unknown dtype {dtype}, this version knows 0 to {len(DTYPES) - 1}")
+    quantizer, floats = _read_quantizer(read, name, DTYPES[dtype], scheme)
+    stage, ndim = read.fields("BB")
+    if stage >= len(lossless.STAGES):
+        raise WireError(f"tensor {name!r}: unknown lossless stage {stage}, this version knows 0 to 2")
+    shape = tuple(read.number() for _ in range(ndim))
+    if math.prod(max(size, 1) for size in shape) >= 2**48:
+        raise WireError(f"tensor {name!r}: absurd shape {shape}")
+    payload = read.take(read.number())
+    return Part(
+        name, DTYPES[dtype], shape, quantizer, floats, lossless.STAGES[stage], payload, read.at - start - len(payload)
+    )
+
+
+def _read_quantizer(read: "_Reader", name: str, dtype: torch.dtype, scheme: int):
     if scheme == 0:
-        dtype = RAW_DTYPES[kind]
-        return name, torch.frombuffer(bytearray(read.take(n * dtype.itemsize)), dtype=dtype).reshape(shape) if n else (
-            torch.empty(shape, dtype=dtype)
-        )
-    if scheme not in QUANTIZERS or not 1 <= kind <= 8:
-        raise WireError(f"tensor {name!r}: unknown scheme {scheme} with {kind} bits")
+        return None, ()
+    if scheme not in QUANTIZERS or not dtype.is_floating_point:
+        raise WireError(f"tensor {name!r}: unknown scheme {scheme} for {dtype}")
+    (bits,) = read.fields("B")
     floats = read.fields("2f")
-    if not all(map(math.isfinite, floats)):
-        raise WireError(f"tensor {name!r}: the transmitted floats are {floats}")
-    codes = unpack(read.take(math.ceil(n * kind / 8)), kind, n).reshape(shape)
-    quantizer = QUANTIZERS[scheme](bits=kind)
-    return name, quantizer.dequantize(Quantized(codes, kind, floats, type(quantizer).__name__.lower()))
+    if not 1 <= bits <= 8 or not all(map(math.isfinite, floats)):
+        raise WireError(f"tensor {name!r}: {bits} bits and the floats {floats}; allowed are 1 to 8, and finite ones")
+    return QUANTIZERS[scheme](bits=bits), floats
+
+
+def _number(value: int) -> bytes:
+    """Unsigned LEB128."""
+    out = b""
+    while value >= 128:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
 
 
 class _Reader:
     """A position in a byte string that refuses to read past its end."""
 
-    def __init__(self, blob: bytes, start: int):
+    def __init__(self, blob: memoryview, start: int):
         self.blob, self.at = blob, start
 
-    def take(self, n: int) -> bytes:
+    def take(self, n: int) -> memoryview:
         if self.at + n > len(self.blob):
             raise WireError(f"frame ends early: {n} bytes needed at byte {self.at}, {len(self.blob) - self.at} there")
         self.at += n
@@ -167,3 +336,12 @@ class _Reader:
 
     def fields(self, form: str) -> tuple:
         return struct.unpack("<" + form, self.take(struct.calcsize("<" + form)))
+
+    def number(self) -> int:
+        value = 0
+        for i in range(9):
+            (byte,) = self.take(1)
+            value |= (byte & 127) << 7 * i
+            if byte < 128:
+                return value
+        raise WireError(f"a number at byte {self.at - 9} is longer than 9 bytes")

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from cosquant_lite import capture, datasets, federated
+from cosquant_lite import capture, datasets, federated, wire
 from cosquant_lite.__main__ import main
 from cosquant_lite.datasets import checksums, cifar10, embedded, partition, synthetic
-from cosquant_lite.models import cnn
+from cosquant_lite.models import cnn, initial_weights
 
 SHARED_TAR = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-jpeg.tar.gz"
 
@@ -311,4 +311,5 @@ def test_real_images_train_a_round_with_two_bits_up(root, tmp_path, capsys):
     )
     printed = capsys.readouterr().out
     assert "CIFAR-10, JPEG re-encoding (lossy), only 600 + 100 images" in printed
-    assert "up 61,932 B" in printed  # two clients, 30,966 bytes each
+    length = wire.frame_bytes(initial_weights(cnn(), 0), 2)
+    assert f"up {2 * length:,} B" in printed  # two clients

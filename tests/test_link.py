@@ -3,18 +3,21 @@
 import pytest
 import torch
 
-from cosquant_lite.link import parse_link, send
+from cosquant_lite.link import Link, parse_link, send
 from cosquant_lite.quantize import Cosine, Uniform
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("none", None),
-        ("cosine:2", Cosine(2)),
-        ("cosine:2,clip=0.05,rounding=stochastic", Cosine(2, 0.05, "stochastic")),
-        ("uniform:4,range=minmax", Uniform(4, range="minmax")),
-        ("uniform:8,clip=0", Uniform(8, 0)),
+        ("none", Link()),
+        ("none,entropy=deflate", Link(entropy="deflate")),
+        ("none,mask=0.1", Link(mask=0.1)),
+        ("cosine:2", Link(Cosine(2))),
+        ("cosine:2,clip=0.05,rounding=stochastic", Link(Cosine(2, 0.05, "stochastic"))),
+        ("uniform:4,range=minmax", Link(Uniform(4, range="minmax"))),
+        ("uniform:8,clip=0", Link(Uniform(8, 0))),
+        ("cosine:2,mask=0.05,entropy=auto,clip=0", Link(Cosine(2, 0), 0.05, "auto")),
     ],
 )
 def test_link_strings(text, expected):
@@ -29,7 +32,13 @@ def test_link_strings(text, expected):
         ("cosine", "bits '' after 'cosine'"),
         ("cosine:two", "bits 'two'"),
         ("cosine:9", "bits must be a whole number from 1 to 8, got 9"),
-        ("cosine:2,clp=0.1", "unknown option 'clp=0.1'; allowed: clip=..., rounding=..."),
+        ("cosine:2,clp=0.1", "unknown option 'clp=0.1'; allowed: clip=..., rounding=..., mask=..., entropy=..."),
+        ("none:2", "'none' takes no bits"),
+        ("none,clip=0", "unknown option 'clip=0'; allowed: mask=..., entropy=..."),
+        ("cosine:2,mask=2", "mask must be a number in (0, 1], the share of entries that travel, got 2.0"),
+        ("cosine:2,mask=nan", "mask must be a number in (0, 1]"),
+        ("cosine:2,mask=x", "mask 'x' is not a number"),
+        ("cosine:2,entropy=zstd", "entropy must be one of 'none', 'deflate', 'ans', 'auto', got 'zstd'"),
         ("cosine:2,range=minmax", "unknown option 'range=minmax'"),
         ("cosine:2,", "unknown option ''"),
         ("cosine:2,clip=a", "clip 'a' is not a number"),
@@ -46,6 +55,18 @@ def test_a_wrong_link_string_names_the_bad_part(text, named):
 
 def test_send_delivers_the_roundtrip_and_counts_its_bytes():
     x = torch.randn(100, generator=torch.Generator().manual_seed(0))
-    received, length = send({"x": x}, Cosine(2))
+    received, length = send({"x": x}, parse_link("cosine:2"))
     assert torch.equal(received["x"], Cosine(2).roundtrip(x))
     assert 25 < length < 25 + 64
+
+
+def test_mask_and_entropy_reach_the_message():
+    x = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    lengths = {}
+    for text in ("cosine:2", "cosine:2,entropy=ans", "cosine:2,mask=0.1", "none,mask=0.1"):
+        received, lengths[text] = send({"x": x}, parse_link(text), torch.Generator().manual_seed(1))
+        share = (received["x"] != 0).float().mean()
+        assert abs(share - (0.1 if "mask" in text else 1)) < 0.01
+    assert lengths["cosine:2"] > lengths["cosine:2,entropy=ans"] > 5 * lengths["cosine:2,mask=0.1"]
+    with pytest.raises(ValueError, match="a random mask needs generator="):
+        send({"x": x}, parse_link("cosine:2,mask=0.1"))

@@ -1,9 +1,15 @@
-"""Frames: what goes in comes out, lengths by formula, damage is noticed."""
+"""Frames: what goes in comes out, as the format says, at the length of the formula; damage is noticed."""
 
+import re
 import struct
+import time
+import tracemalloc
+import zlib
 
 import pytest
+import spec_decoder
 import torch
+from fuzz_wire import fuzz, valid_frames, with_checksum
 
 from cosquant_lite import wire
 from cosquant_lite.quantize import Cosine, Uniform
@@ -11,93 +17,184 @@ from cosquant_lite.quantize import Cosine, Uniform
 STATE = {
     "conv.weight": torch.randn(8, 3, 3, 3, generator=torch.Generator().manual_seed(0)),
     "conv.bias": torch.randn(7, generator=torch.Generator().manual_seed(1)),
+    "large": torch.randn(100, 70, generator=torch.Generator().manual_seed(2)),
+    "half": torch.randn(9, generator=torch.Generator().manual_seed(3)).half(),
     "scalar": torch.tensor(2.5),
     "empty": torch.empty(0, 4),
     "batches": torch.tensor(123456789),
-    "mask": torch.tensor([True, False]),
+    "flags": torch.tensor([True, False]),
 }
+STAGES = ("none", "deflate", "ans", "auto")
 
 
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("entropy", STAGES)
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("make", [Cosine, Uniform])
-def test_decode_gives_what_the_quantizer_gives(make, bits):
-    state = wire.decode(wire.encode(STATE, make(bits)))
+def test_decode_gives_what_the_quantizer_gives(make, bits, entropy):
+    state = wire.decode(wire.encode(STATE, make(bits), entropy=entropy))
     assert list(state) == list(STATE)
     for name, x in STATE.items():
-        expected = make(bits).roundtrip(x) if x.is_floating_point() else x
+        expected = make(bits).roundtrip(x).to(x.dtype) if x.is_floating_point() else x
         assert torch.equal(state[name], expected)
-        assert state[name].shape == x.shape
+        assert (state[name].shape, state[name].dtype) == (x.shape, x.dtype)
 
 
-def test_none_is_lossless_in_every_dtype():
-    state = {**STATE, **{str(dtype): torch.ones(3).to(dtype) for dtype in wire.RAW_DTYPES}}
-    back = wire.decode(wire.encode(state, None))
-    assert all(torch.equal(back[name], x) and back[name].dtype == x.dtype for name, x in state.items())
+@pytest.mark.parametrize("entropy", STAGES)
+def test_none_is_lossless_in_every_dtype(entropy):
+    state = {**STATE, **{str(dtype): torch.ones(3).to(dtype) for dtype in wire.DTYPES}}
+    state["not a number"] = torch.tensor([float("nan"), float("inf"), -0.0])
+    back = wire.decode(wire.encode(state, None, entropy=entropy))
+    for name, x in state.items():
+        assert back[name].dtype == x.dtype
+        assert back[name].flatten().view(torch.uint8).tolist() == x.flatten().view(torch.uint8).tolist()
 
 
+@pytest.mark.parametrize("layout", ["transposed", "channels_last", "needs gradients"])
+def test_memory_layout_does_not_matter(layout):
+    x = torch.randn(8, 6, 20, 20, generator=generator())
+    other = {
+        "transposed": lambda: x.transpose(0, 3).contiguous().transpose(0, 3),
+        "channels_last": lambda: x.to(memory_format=torch.channels_last),
+        "needs gradients": lambda: x.clone().requires_grad_(),
+    }[layout]()
+    for quantizer in (None, Cosine(3)):
+        assert wire.encode({"x": other}, quantizer) == wire.encode({"x": x}, quantizer)
+        masked = [wire.encode({"x": y}, quantizer, mask=0.3, generator=generator()) for y in (x, other)]
+        assert masked[0] == masked[1]
+
+
+@pytest.mark.parametrize("mask", [1.0, 0.7, 0.01])
 @pytest.mark.parametrize("bits", [None, *range(1, 9)])
-def test_length_is_the_formula(bits):
-    for state in ({}, STATE, {"ä": torch.randn(1)}):
-        assert len(wire.encode(state, bits and Cosine(bits))) == wire.frame_bytes(state, bits)
+def test_length_is_the_formula(bits, mask):
+    for state in ({}, STATE, {"ä" * 100: torch.randn(1)}, {str(i): torch.randn(2, 3, 1) for i in range(200)}):
+        blob = wire.encode(state, bits and Cosine(bits), mask=mask, generator=generator())
+        frame = wire.inspect(blob)
+        assert len(blob) == wire.frame_bytes(state, bits, mask=mask, seed=frame.seed)
+        assert len(blob) == frame.header + sum(part.header + len(part.payload) for part in frame.parts)
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
-def test_packing_is_tight_and_reversible(bits):
-    for n in range(0, 20):
-        codes = torch.randint(2**bits, (n,), dtype=torch.uint8)
-        packed = wire.pack(codes, bits)
-        assert len(packed) == -(-n * bits // 8)
-        assert torch.equal(wire.unpack(packed, bits, n), codes)
+@pytest.mark.parametrize("entropy", STAGES)
+@pytest.mark.parametrize("shape", [(), (10,), (64, 1024), (64, 64, 3, 3), (32, 32, 3, 3, 3), (512, 512, 3, 3)])
+def test_overhead_is_at_most_64_bytes_a_message_and_32_a_tensor(shape, entropy):
+    frame = wire.inspect(
+        wire.encode({"": torch.randn(shape)}, Cosine(8), mask=0.9, entropy=entropy, generator=generator())
+    )
+    assert frame.header <= 35 <= 64
+    assert frame.parts[0].header <= 32
 
 
-def test_packing_by_hand():
-    assert wire.pack(torch.tensor([1, 2, 3, 0, 2], dtype=torch.uint8), 2) == bytes([0b01101100, 0b10000000])
+def test_the_test_vector_of_the_docstring():
+    state = {"w": torch.tensor([1, -2, 3, 0.5]), "n": torch.tensor(7)}
+    in_docstring = "".join(re.findall(r"^    ((?:[0-9a-f]{2} ?)+)$", wire.__doc__, re.MULTILINE))
+    blob = wire.encode(state, Cosine(bits=2, clip=0))
+    assert blob == bytes.fromhex(in_docstring)
+    assert spec_decoder.decode(blob)["n"] == ((), [7])
+
+
+@pytest.mark.parametrize("blob", valid_frames(), ids=lambda blob: f"{len(blob)} bytes")
+def test_a_decoder_written_from_the_docstrings_alone_reads_the_same(blob):
+    ours, theirs = wire.decode(blob), spec_decoder.decode(blob)
+    assert list(ours) == list(theirs)
+    for name, x in ours.items():
+        shape, values = theirs[name]
+        assert tuple(x.shape) == shape
+        assert x.flatten().tolist() == torch.tensor(values, dtype=torch.float64).float().to(x.dtype).tolist()
 
 
 def test_same_tensors_and_generator_give_the_same_bytes():
     stochastic = Cosine(2, rounding="stochastic")
-    first, second, other = (
-        wire.encode(STATE, stochastic, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    for options in ({}, {"mask": 0.5}, {"mask": 0.5, "entropy": "auto"}):
+        first, second, other = (wire.encode(STATE, stochastic, generator=generator(s), **options) for s in (1, 1, 2))
+        assert first == second != other
+
+
+@pytest.mark.parametrize("quantizer", [None, Cosine(4), Uniform(8, clip=0)])
+def test_a_mask_keeps_the_mean(quantizer):
+    x = torch.randn(3000, generator=generator())
+    full = wire.decode(wire.encode({"x": x}, quantizer))["x"]
+    draws = generator(1)
+    sent = torch.stack(
+        [wire.decode(wire.encode({"x": x}, quantizer, mask=0.2, generator=draws))["x"] for _ in range(400)]
     )
-    assert first == second != other
+    assert ((sent == 0) | torch.isclose(sent * 0.2, full)).all()  # 0, or what the unmasked tensor gives, over p
+    assert abs((sent != 0).float().mean() - 0.2) < 0.002
+    error = (sent.mean(0) - full) / full.abs() / (0.8 / 0.2 / 400) ** 0.5  # in standard deviations
+    assert error.abs().max() < 6
+    assert abs(error.square().mean() - 1) < 0.2
+
+
+def test_masks_of_tensors_and_messages_differ():
+    x = torch.ones(1000)
+    draws = generator()
+    first, second = (wire.decode(wire.encode({"a": x, "b": x}, None, mask=0.5, generator=draws)) for _ in range(2))
+    for left, right in ((first["a"], first["b"]), (first["a"], second["a"])):
+        assert 400 < (left != right).sum() < 600
 
 
 def test_every_flipped_bit_and_every_cut_is_noticed():
-    blob = wire.encode({"x": STATE["conv.bias"]}, Cosine(3))
-    for i in range(8 * len(blob)):
-        damaged = bytearray(blob)
-        damaged[i // 8] ^= 1 << i % 8
-        with pytest.raises(wire.WireError):
-            wire.decode(bytes(damaged))
-    for length in range(len(blob)):
-        with pytest.raises(wire.WireError):
-            wire.decode(blob[:length])
+    for entropy, mask in (("none", 1.0), ("ans", 0.5)):
+        blob = wire.encode({"x": STATE["conv.bias"]}, Cosine(3), entropy=entropy, mask=mask, generator=generator())
+        for i in range(8 * len(blob)):
+            damaged = bytearray(blob)
+            damaged[i // 8] ^= 1 << i % 8
+            with pytest.raises(wire.WireError):
+                wire.decode(bytes(damaged))
+        for length in range(len(blob)):
+            with pytest.raises(wire.WireError):
+                wire.decode(blob[:length])
+        with pytest.raises(wire.WireError, match="checksum"):
+            wire.decode(blob + b"\0")
 
 
-def with_checksum(body: bytes) -> bytes:
-    return body + struct.pack("<Q", wire.xxhash.xxh3_64_intdigest(body))
+def test_a_hundred_thousand_mutated_frames():
+    said = fuzz(100_000, seed=0)
+    assert sum(said.values()) == 100_000
+    assert len(said) > 30  # it reached many different checks
+    assert said["decoded: the lie was a valid frame"] < 10_000
+
+
+def head(*, version=2, masked=b"\0", count=1) -> bytes:
+    return b"CQLT" + bytes([version]) + masked + bytes([count])
+
+
+RAW = b"\x01a\0\0"  # a tensor "a", float32, raw
 
 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"CQLT\x02" + bytes(8), "version 2"),
-        (b"CQLT\x01" + struct.pack("<I", 1), "ends early"),
-        (b"CQLT\x01" + struct.pack("<I", 0) + b"more", "4 bytes left over"),
-        (b"CQLT\x01" + struct.pack("<I", 1) + b"\x01a" + struct.pack("<BBB1I", 1, 2, 1, 2**32 - 1), "ends early"),
+        (head(version=3), "frame version 3; this package reads version 2"),
+        (head(version=1), "frame version 1; this package reads version 2"),
+        (head(), "frame ends early: 1 bytes needed at byte 7, 0 there"),
+        (head(count=0) + b"more", "4 bytes are left over after the 0 tensors"),
+        (head(masked=b"\2"), "whether there is a mask is 2"),
+        (head(masked=b"\1" + struct.pack("<dQ", 1.5, 0)), "probability 1.5"),
+        (head(masked=b"\1" + struct.pack("<dQ", float("nan"), 0)), "probability nan"),
+        (head()[:-1] + b"\xff" * 9, "a number at byte 6 is longer than 9 bytes"),
+        (head() + b"\x01a\0\1\2" + struct.pack("<2f", 1, 1) + b"\0\1\xff\xff\xff\xff\x0f\0", "declares 17,179,869,180"),
+        (head() + RAW + b"\0\4" + b"\xff\xff\xff\xff\x0f" * 4 + b"\0", "tensor 'a': absurd shape"),
+        (head() + RAW + b"\0\0\5abcde", "tensor 'a': 5 bytes of codes, but 4 codes of 8 bits are 4"),
+        (head(count=2) + 2 * (RAW + b"\0\0\4abcd"), "2 tensors, but only 1 different names"),
+        (head() + b"\x01a\0\1\2" + struct.pack("<2f", float("nan"), 0) + b"\0\0\1\0", "floats .nan"),
+        (head() + b"\x01a\0\1\2" + struct.pack("<2f", float("inf"), 0) + b"\0\0\1\0", "floats .inf"),
         (
-            b"CQLT\x01" + struct.pack("<I", 1) + b"\x01a" + struct.pack("<BBB4I", 0, 0, 4, *[2**32 - 1] * 3, 0),
-            "malformed",
+            head() + b"\x01a\2\2\1" + struct.pack("<2f", 0, 1e6) + b"\0\0\1\0",
+            r"largest value 1e\+06 is beyond torch.float16",
         ),
-        (b"CQLT\x01" + struct.pack("<I", 2) + 2 * (b"\x01a" + struct.pack("<BBBB", 0, 5, 0, 7)), "a tensor name twice"),
-        (
-            b"CQLT\x01" + struct.pack("<I", 1) + b"\x01a" + struct.pack("<BBB2fB", 1, 2, 0, float("nan"), 0, 0),
-            "floats are",
-        ),
-        (b"CQLT\x01" + struct.pack("<I", 1) + b"\x01a" + struct.pack("<BBB", 9, 2, 0), "unknown scheme 9"),
-        (b"CQLT\x01" + struct.pack("<I", 1) + b"\x01a" + struct.pack("<BBB", 1, 9, 0), "9 bits"),
-        (b"CQLT\x01" + struct.pack("<I", 1) + b"\x01a" + struct.pack("<BBB", 0, 200, 0), "malformed"),
-        (b"CQLT\x01" + struct.pack("<I", 1) + b"\x01\xff" + struct.pack("<BBB", 0, 0, 0), "malformed"),
+        (head() + b"\x01a\0\x09", "unknown scheme 9"),
+        (head() + b"\x01a\3\1", "unknown scheme 1 for torch.int64"),
+        (head() + b"\x01a\0\1\x09" + bytes(8), "9 bits"),
+        (head() + b"\x01a\xc8\0", "unknown dtype 200"),
+        (head() + RAW + b"\7\0", "unknown lossless stage 7"),
+        (head() + b"\x01\xff\0\0", "name is no UTF-8"),
+        (head() + b"\x01a\6\0\0\1\1\1\2", "a truth value is neither 0 nor 1"),
+        (head() + RAW + b"\1\0\4abcd", "DEFLATE"),
+        (head() + RAW + b"\2\0\4abcd", "ANS"),
+        (head() + RAW + b"\2\0\0", "the table of 256 frequencies is cut short"),
     ],
 )
 def test_a_frame_that_lies_with_a_right_checksum(body, message):
@@ -105,25 +202,68 @@ def test_a_frame_that_lies_with_a_right_checksum(body, message):
         wire.decode(with_checksum(body))
 
 
+def bomb() -> bytes:
+    """A DEFLATE stream of 400 KB that says it is ten float32 and would expand to 400 MB."""
+    coder = zlib.compressobj(wbits=-15)
+    stream = b"".join(coder.compress(bytes(2**20)) for _ in range(400)) + coder.flush()
+    return with_checksum(head() + RAW + b"\1\1\x0a" + wire._number(len(stream)) + stream)
+
+
+def endless() -> bytes:
+    """An ANS stream of no word, which is any number of the same symbol, for 2**29 truth values."""
+    roots = b"\x40" + b"\xff" * 31 + b"\xfe"  # 1, then no change
+    shape = b"\1" + wire._number(2**29)
+    return with_checksum(head() + b"\x01a\6\0\2" + shape + wire._number(len(roots)) + roots)
+
+
+@pytest.mark.parametrize(("blob", "message"), [(bomb(), "does not end after the 40 bytes"), (endless(), "limit=")])
+def test_memory_is_bounded_by_what_the_frame_may_declare(blob, message):
+    tracemalloc.start()
+    start = time.perf_counter()
+    with pytest.raises(wire.WireError, match=message):
+        wire.decode(blob, limit=2**20)
+    assert time.perf_counter() - start < 5
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
+def test_the_limit_is_exact_and_the_callers():
+    blob = wire.encode({"a": torch.ones(1000), "b": torch.ones(24, dtype=torch.float64)}, Cosine(1))
+    assert wire.decode(blob, limit=4192)["a"].numel() == 1000
+    with pytest.raises(wire.WireError, match="declares 4,192 bytes of tensors; limit=4,191"):
+        wire.decode(blob, limit=4191)
+
+
 @pytest.mark.parametrize(
-    ("state", "quantizer", "error", "named"),
+    ("state", "options", "error", "named"),
     [
-        ([torch.ones(2)], None, TypeError, "expected a mapping from names to tensors, got list"),
-        ({"a": torch.ones(2)}, "cosine:2", TypeError, "got 'cosine:2'; parse_link reads strings"),
+        ([torch.ones(2)], {}, TypeError, "expected a mapping from names to tensors, got list"),
+        ({"a": torch.ones(2)}, {"quantizer": "cosine:2"}, TypeError, "got 'cosine:2'; parse_link reads strings"),
+        ({"a": [1.0]}, {}, TypeError, "tensor 'a': expected a string as name and a torch.Tensor, got str and list"),
+        ({1: torch.ones(2)}, {}, TypeError, "tensor 1: expected a string"),
+        ({"\ud800": torch.ones(2)}, {}, ValueError, "surrogates not allowed"),
+        ({"w": torch.tensor([1.0, float("nan")])}, {}, ValueError, "tensor 'w': 1 of 2 entries are NaN"),
+        ({"z": torch.zeros(2, dtype=torch.complex64)}, {}, TypeError, r"tensor .z.: cannot send torch\.complex64"),
+        ({"s": torch.eye(2).to_sparse()}, {"quantizer": None}, TypeError, "tensor 's': cannot send .*sparse_coo"),
         (
-            {"a": [1.0]},
-            Cosine(2),
-            TypeError,
-            "tensor 'a': expected a string as name and a torch.Tensor, got str and list",
+            {"a": torch.ones(2)},
+            {"entropy": "zip"},
+            ValueError,
+            "entropy must be one of 'none', 'deflate', 'ans', 'auto'",
         ),
-        ({1: torch.ones(2)}, None, TypeError, "tensor 1: expected a string"),
-        ({"\ud800": torch.ones(2)}, None, ValueError, "surrogates not allowed"),
-        ({"n" * 256: torch.ones(2)}, None, ValueError, "at most 255 bytes"),
+        ({"a": torch.ones(2)}, {"mask": 0}, ValueError, r"mask must be a number in \(0, 1\]"),
+        ({"a": torch.ones(2)}, {"mask": 0.5}, ValueError, "a random mask needs generator="),
+        (
+            {"a": torch.tensor([6e4]).half()},
+            {"mask": 0.5, "generator": generator()},
+            ValueError,
+            "6e.04|1.2e.05 is beyond",
+        ),
     ],
 )
-def test_what_is_no_state_is_named(state, quantizer, error, named):
+def test_what_cannot_be_sent_is_named(state, options, error, named):
     with pytest.raises(error, match=named):
-        wire.encode(state, quantizer)
+        wire.encode(state, **{"quantizer": Cosine(2), **options})
 
 
 def test_decode_takes_any_bytes_and_nothing_else():
@@ -132,10 +272,14 @@ def test_decode_takes_any_bytes_and_nothing_else():
         assert torch.equal(wire.decode(kind(blob))["conv.bias"], wire.decode(blob)["conv.bias"])
     with pytest.raises(TypeError, match="expected the bytes of a frame, got NoneType"):
         wire.decode(None)
+    with pytest.raises(wire.WireError, match="not a cosquant frame: 3 bytes"):
+        wire.decode(b"abc")
 
 
-def test_a_tensor_that_cannot_be_sent_is_named():
-    with pytest.raises(ValueError, match="tensor 'w': 1 of 2 entries are NaN"):
-        wire.encode({"w": torch.tensor([1.0, float("nan")])}, Cosine(2))
-    with pytest.raises(TypeError, match=r"tensor .z.: cannot send torch\.complex64"):
-        wire.encode({"z": torch.zeros(2, dtype=torch.complex64)}, None)
+def test_decoded_tensors_own_their_memory():
+    blob = bytearray(wire.encode(STATE, None))
+    state = wire.decode(blob)
+    before = {name: x.clone() for name, x in state.items()}
+    blob[:] = bytes(len(blob))
+    assert all(torch.equal(state[name], x) for name, x in before.items())
+    state["conv.bias"].add_(1)  # writable

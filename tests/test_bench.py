@@ -1,0 +1,51 @@
+"""The benchmark runs anywhere, writes what it measured, and a codec that fails or is missing stops nothing."""
+
+import json
+
+import pytest
+import torch
+
+from cosquant_lite import bench
+from cosquant_lite.__main__ import main
+
+
+def test_it_measures_prints_and_writes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "_peers", lambda: {"broken": lambda: 1 / 0, "missing": missing, "copy": a_copy})
+    assert main(["bench", "--entries", "20000", "--repeat", "2", "--out", str(tmp_path)]) == 0
+    rows = {row["name"]: row for row in json.loads((tmp_path / "bench.json").read_text())["rows"]}
+    assert rows["copy"]["bits"] == 32
+    assert rows["copy"]["nmse"] == 0
+    assert rows["cosine 4, no clip"]["bits"] == pytest.approx(4, abs=0.02)
+    assert 0 < rows["cosine 4, no clip"]["nmse"] < 0.1
+    assert rows["cosine 4, clip 1 %, mask 5 %"]["bits"] == pytest.approx(0.2, rel=0.2)
+    assert rows["broken"]["error"] == "ZeroDivisionError: division by zero"
+    assert rows["missing"]["error"] == "not installed (no_such_package)"
+    assert all(row["error"] or row["encode"] > 0 < row["decode"] for row in rows.values())
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in rows)
+    assert {file.name for file in tmp_path.iterdir()} == {"bench.json", "bench.png", "bench.svg"}
+
+
+def missing():
+    import no_such_package  # noqa: F401
+
+
+def a_copy():
+    return torch.clone, torch.clone, lambda message: message.nbytes
+
+
+def test_wrong_numbers_are_refused(tmp_path, capsys):
+    assert main(["bench", "--entries", "0", "--out", str(tmp_path)]) == 2
+    assert "entries and repeat must be at least 1, got 0 and 9" in capsys.readouterr().err
+
+
+def test_encoding_takes_at_most_one_and_a_half_times_the_memory_of_its_input():
+    x = torch.randn(2**22, generator=torch.Generator().manual_seed(0))
+    codecs = bench._ours()
+    for name in ("cosine 4, no clip", "cosine 8, clip 1 %", "cosine 4, clip 1 %, ans", "cosine 4, clip 1 %, mask 5 %"):
+        encode = codecs[name]()[0]
+        encode(x[:10_000])
+        peak = bench._peak_memory(lambda encode=encode: encode(x))
+        if peak is None:
+            pytest.skip("this system does not tell the peak memory of a process")
+        assert 0.1 * x.nbytes / 8 < peak < 1.5 * x.nbytes, name

@@ -1,0 +1,149 @@
+"""The fast path gives what the definition gives, whatever the input and the number of threads."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from cosquant_lite import kernels, quantize
+from cosquant_lite.packing import unpack
+from cosquant_lite.quantize import Cosine, Uniform
+
+N = 200_003  # several chunks, and a remainder
+INPUTS = {
+    "gaussian": lambda g: torch.randn(N, generator=g),
+    "heavy tails": lambda g: torch.randn(N, generator=g) / torch.rand(N, generator=g),
+    "one dominant entry": lambda g: torch.cat([torch.tensor([-100.0]), 1e-3 * torch.randn(N - 1, generator=g)]),
+    "half zeros": lambda g: torch.randn(N, generator=g) * (torch.rand(N, generator=g) < 0.5),
+    "all negative": lambda g: -torch.rand(N, generator=g) - 1,
+    "tiny": lambda g: 1e-36 * torch.randn(N, generator=g),
+    "huge": lambda g: 1e34 * torch.randn(N, generator=g),
+    "few values": lambda g: torch.randint(-3, 4, (N,), generator=g).float(),
+    "constant": lambda g: torch.full((N,), -2.5),
+    "zeros": lambda g: torch.zeros(N),
+    "float16": lambda g: torch.randn(N, generator=g).half(),
+    "bfloat16": lambda g: torch.randn(N, generator=g).bfloat16(),
+    "just large enough": lambda g: torch.randn(kernels.SMALL, generator=g),
+}
+QUANTIZERS = {
+    f"{make.__name__}, {clip}, {options}": lambda bits, make=make, clip=clip, options=options: make(
+        bits, clip, **options
+    )
+    for clip in (0, 0.01, 0.49)
+    for make, options in ((Cosine, {}), (Uniform, {}), (Uniform, {"range": "minmax"}))
+}
+
+
+@pytest.mark.parametrize("clip", [0, 0.01, 0.49])
+@pytest.mark.parametrize("name", INPUTS)
+def test_statistics_are_those_of_the_definition(name, clip):
+    x = INPUTS[name](torch.Generator().manual_seed(0)).float()
+    exact, fast = quantize.statistics(x.double(), clip), kernels.statistics(x, clip)
+    assert fast[1:] == exact[1:]
+    assert fast[0] == pytest.approx(exact[0], rel=1e-12)
+
+
+@pytest.mark.parametrize("make", QUANTIZERS.values(), ids=QUANTIZERS)
+@pytest.mark.parametrize("name", INPUTS)
+def test_codes_are_those_of_the_definition(name, make):
+    x = INPUTS[name](torch.Generator().manual_seed(1))
+    assert kernels._is_large(x)  # or the test would compare the definition with itself
+    for bits in range(1, 9):
+        exact = make(bits).quantize(x)
+        floats, packed = kernels.quantize_packed(x, make(bits))
+        assert floats == exact.floats
+        assert torch.equal(unpack(packed, bits, len(x)), exact.codes)
+        decoded = kernels.dequantize_packed(packed, make(bits).table(floats), bits, len(x))
+        assert torch.equal(decoded, make(bits).dequantize(exact))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("make", [Cosine, Uniform])
+def test_codes_at_the_borders_are_those_of_the_definition(make, bits):
+    """The floats just below, at and just above every border, which random entries hardly ever are."""
+    quantizer = make(bits, clip=0)
+    x = torch.randn(kernels.SMALL, generator=torch.Generator().manual_seed(2))
+    floats = quantizer.side_info(*kernels.statistics(x, 0))
+    edges = kernels.borders(quantizer, floats)
+    near = [edges]
+    for end in (-np.inf, np.inf):
+        for _ in range(3):
+            near.append(np.nextafter(near[-1], np.float32(end)))
+    points = torch.from_numpy(np.append(np.concatenate(near), np.float32([1e-9, -1e-9])))
+    points = points[(points == 0) | (points.abs() > 2e-16 * x.norm())]  # between them is the stated exception
+    exact = quantizer.codes(points, floats)
+    assert len(exact.unique()) == quantizer.levels
+    assert torch.equal(unpack(kernels._nearest(points.numpy(), quantizer, floats), bits, len(points)), exact)
+
+
+def test_the_stated_exception_is_where_the_docstring_says():
+    """Next to zero the angle is pi / 2 in float64, so the definition puts a whole interval where zero is."""
+    stated = float(re.search(r"0 < \|x\| < (\S+) norm", kernels.__doc__)[1])
+    x = torch.cat([torch.randn(kernels.SMALL), torch.tensor([1.0, -1.0]) * 1e-17, torch.tensor([1.0, -1.0]) * 1e-13])
+    quantizer = Cosine(1, clip=0)
+    fast = unpack(kernels.quantize_packed(x, quantizer)[1], 1, len(x))
+    differs = fast != quantizer.quantize(x).codes
+    assert (x[differs].abs() < stated * x.norm()).all()
+    assert differs.sum() <= 2
+
+
+@pytest.mark.parametrize("quantizer", [Cosine(3, rounding="stochastic"), Uniform(4, rounding="stochastic")], ids=str)
+def test_stochastic_rounding_uses_the_same_random_numbers(quantizer):
+    x = INPUTS["gaussian"](torch.Generator().manual_seed(3))
+    exact = quantizer.quantize(x, torch.Generator().manual_seed(4))
+    floats, packed = kernels.quantize_packed(x, quantizer, torch.Generator().manual_seed(4))
+    assert floats == exact.floats
+    assert torch.equal(unpack(packed, quantizer.bits, N), exact.codes)
+
+
+@pytest.mark.parametrize(
+    "quantizer", [Cosine(3), Uniform(5, range="minmax"), Cosine(2, rounding="stochastic")], ids=str
+)
+@pytest.mark.parametrize("share", [0.3, 0.0])
+def test_a_mask_leaves_the_side_information_alone(quantizer, share):
+    x = INPUTS["heavy tails"](torch.Generator().manual_seed(5))
+    keep = torch.rand(N, generator=torch.Generator().manual_seed(6)) < share
+    exact = quantizer.quantize(x, torch.Generator().manual_seed(4), keep=keep)
+    floats, packed = kernels.quantize_packed(x, quantizer, torch.Generator().manual_seed(4), keep)
+    assert floats == exact.floats == quantizer.quantize(x, torch.Generator().manual_seed(4)).floats
+    assert torch.equal(unpack(packed, quantizer.bits, int(keep.sum())), exact.codes)
+
+
+def test_the_result_does_not_depend_on_the_number_of_threads():
+    x = torch.randn(1_000_001, generator=torch.Generator().manual_seed(7))
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            floats, packed = kernels.quantize_packed(x, Cosine(3))
+            decoded = kernels.dequantize_packed(packed, Cosine(3).table(floats), 3, len(x))
+            results.append((kernels.statistics(x, 0.01), floats, packed.tolist(), decoded.tolist()))
+    finally:
+        torch.set_num_threads(threads)
+    assert results[1:] == results[:1] * 3
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_large_tensor_with_a_bad_entry_is_refused_as_a_small_one_is(bad):
+    x = torch.zeros(N)
+    x[150_000] = bad
+    with pytest.raises(ValueError, match=rf"1 of {N} entries are NaN or infinite, .* at index \(150000,\)"):
+        kernels.quantize_packed(x, Cosine(2))
+    with pytest.raises(ValueError, match="rounding='stochastic' needs generator"):
+        kernels.quantize_packed(torch.zeros(N), Cosine(2, rounding="stochastic"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("make", [Cosine, Uniform])
+def test_cuda_codes_are_those_of_the_cpu(make):
+    x = INPUTS["gaussian"](torch.Generator().manual_seed(8))
+    for bits in range(1, 9):
+        floats, packed = kernels.quantize_packed(x.cuda(), make(bits))
+        assert packed.is_cuda
+        exact = make(bits).quantize(x)
+        assert floats == pytest.approx(exact.floats, rel=1e-6)
+        wrong = (unpack(packed, bits, N).cpu() != exact.codes).float().mean()
+        assert wrong < 1e-4  # the last bit of the norm moves every border a little
+        values = kernels.dequantize_packed(packed, make(bits).table(floats), bits, N)
+        assert values.is_cuda
