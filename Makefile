@@ -32,6 +32,12 @@ test: env        ## style, unit tests, committed notebook outputs, and every not
 	$(RUN) -m ruff check .
 	$(RUN) -m pytest -n 2 --dist loadscope tests --nbval-lax notebooks
 
+fuzz: env        ## a million mutated frames against the decoder (about three minutes)
+	$(RUN) tests/fuzz_wire.py 1000000 1
+
+bench: env       ## speed, size and error of the codec, in build/bench
+	$(RUN) -m cosquant_lite bench --out build/bench
+
 format: env      ## format and lint the code and the notebooks
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
@@ -54,4 +60,4 @@ lab: env         ## open the course in JupyterLab
 clean:           ## remove what is generated (not .venv, not imported data)
 	rm -rf build .pytest_cache .ruff_cache .hypothesis
 
-.PHONY: help env figures test format notebooks readme expected lab clean
+.PHONY: help env figures test fuzz bench format notebooks readme expected lab clean

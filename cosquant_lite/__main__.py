@@ -140,7 +140,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         ("verify", "check the embedded files and the imported ones against their checksums", _data_verify),
         (
             "capture",
-            "train on real CIFAR-10 and store the client updates that notebooks 01-04 use (15 to 30 minutes)",
+            "train on real CIFAR-10 and store the client updates that notebooks 00-04 use (15 to 30 minutes)",
             _data_capture,
         ),
     ):

@@ -68,6 +68,8 @@ def expand(stage: str, payload: bytes, bits: int, n: int) -> Tensor:
 
 
 def _tensor(plain: bytes) -> Tensor:
+    if len(plain) == 0:  # numpy gives an empty array no stride, and then torch cannot view it in another dtype
+        return torch.empty(0, dtype=torch.uint8)
     return torch.from_numpy(np.frombuffer(plain, np.uint8).copy())
 
 

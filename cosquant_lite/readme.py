@@ -1,4 +1,4 @@
-"""The results table of README.md, from results/expected.json: `make readme` rewrites it, a test fails when it is stale."""
+"""The tables of README.md, from results/: `make readme` rewrites them, a test fails when they are stale."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,11 @@ from pathlib import Path
 from cosquant_lite import report, runs
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-BEGIN, END = "<!-- results: written by `make readme` -->", "<!-- end of results -->"
+RESULTS = "<!-- results: written by `make readme` -->", "<!-- end of results -->"
+SPEED = "<!-- speed: written by `make readme` -->", "<!-- end of speed -->"
+SHOWN = ("cosine 1, clip 1 %", "cosine 2, clip 1 %", "cosine 4, clip 1 %", "cosine 4, no clip", "cosine 8, no clip",
+                 "cosine 2, clip 1 %, deflate", "cosine 2, clip 1 %, ans", "torch definition 4, clip 1 %", "hivemind uniform 8",
+                 "bitsandbytes blockwise 8", "bitsandbytes nf4", "openfl EDEN 4", "fedlab QSGD 2")  # fmt: skip
 
 
 def table() -> str:
@@ -22,11 +26,29 @@ def table() -> str:
     return "\n".join(rows)
 
 
-def with_table(text: str) -> str:
-    """README text with the table between its two markers replaced."""
-    before, rest = text.split(BEGIN)
-    return before + BEGIN + "\n" + table() + "\n" + END + rest.split(END)[1]
+def speed() -> str:
+    """The rows of the committed benchmark that matter to a reader."""
+    result = json.loads((runs.RESULTS / "bench.json").read_text("utf-8"))
+    found = {row["name"]: row for row in result["rows"]}
+    rows = [
+        "| codec | encode, GB/s | decode, GB/s | bits stored per weight | normalised error |",
+        "|---|---|---|---|---|",
+    ]
+    copy = max(row["copy"] for row in result["rows"] if not row["error"])
+    rows.append(f"| `numpy.copyto` | {copy:.1f} | {copy:.1f} | 32 | 0 |")
+    for name in SHOWN:
+        row = found[name]
+        rows.append(f"| {name} | {row['encode']:.2g} | {row['decode']:.2g} | {row['bits']:.2f} | {row['nmse']:.2g} |")
+    return "\n".join(rows)
+
+
+def with_tables(text: str) -> str:
+    """README text with each table between its two markers replaced."""
+    for (begin, end), content in ((RESULTS, table()), (SPEED, speed())):
+        before, rest = text.split(begin)
+        text = before + begin + "\n" + content + "\n" + end + rest.split(end)[1]
+    return text
 
 
 if __name__ == "__main__":
-    runs.write_atomic(README, with_table(README.read_text("utf-8")))
+    runs.write_atomic(README, with_tables(README.read_text("utf-8")))

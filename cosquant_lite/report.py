@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cosquant_lite import runs
 
-EXPECTED = Path(__file__).resolve().parents[1] / "results" / "expected.json"
+EXPECTED = runs.RESULTS / "expected.json"
 HEAD = ("figure", "notebook", "number", "recorded", "expected", "tolerance", "seconds", "verdict")
 
 

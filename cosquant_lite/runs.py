@@ -9,7 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PROFILES = ("quick", "full")  # how much a notebook computes: for a laptop at once, or as long as it takes
-PACKAGES = ("torch", "torchvision", "numpy", "monai", "matplotlib", "cosquant-lite")
+PACKAGES = ("torch", "torchvision", "numpy", "numba", "constriction", "monai", "matplotlib", "cosquant-lite")
+RESULTS = Path(__file__).resolve().parents[1] / "results"  # committed reference results
 
 
 def provenance() -> dict:
