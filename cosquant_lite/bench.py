@@ -3,7 +3,7 @@
 Speeds are GB of float32 input a second, a memory copy (`numpy.copyto`) counted the same way. Every repetition measures
 the copy, the encoder and the decoder one after the other, so that a busy moment of the machine meets all three. As in
 `timeit` the fastest repetition counts (the slower ones measure the machine's other work); the JSON has the medians too.
-Encoding ends with bytes that could be sent, decoding begins with them.
+Encoding ends with the codes in memory as they are stored (for this codec and hivemind: one string of bytes).
 """
 
 import contextlib
@@ -67,7 +67,7 @@ def bench(entries: int, repeat: int, out: Path) -> dict:
 def figure(result: dict) -> Figure:
     """Speeds of all codecs that ran, encoding and decoding, with the memory copy as a line."""
     rows = [row for row in result["rows"] if not row["error"]]
-    labels = [f"{row['name']}  ({row['bits']:.2f} bit)" for row in rows]
+    labels = [f"{row['name']}  ({row['bits']:.2f}; {row['nmse']:.2g})" for row in rows]
     fig, ax = plt.subplots(figsize=(7.6, 0.8 + 0.24 * len(rows)))
     copy = max(row["copy"] for row in rows)
     ax.axvline(copy, color=plots.GREY, label=f"memory copy, {copy:.1f} GB/s")
@@ -77,10 +77,12 @@ def figure(result: dict) -> Figure:
     }
     for what, look in looks.items():
         ax.plot([row[what] or np.nan for row in rows], labels, linestyle="", label=what, **look)
-    ax.set(xscale="log", xlabel="GB of float32 a second, log scale; in brackets: bits stored per weight")
+    ax.set(xscale="log", xlabel="GB of float32 a second\n(in brackets: bits stored per weight; normalised error)")
     ax.invert_yaxis()
     ax.legend(loc="upper left")
-    plots.stamp(fig, f"{result['source']}; {result['threads']} threads; fastest of {result['repeat']} runs")
+    plots.stamp(
+        fig, f"{result['source']}; {result['threads']} threads; fastest of up to {result['repeat']} repetitions"
+    )
     return fig
 
 
@@ -188,7 +190,7 @@ def _measure(make: Callable[[], Codec], x: Tensor, repeat: int) -> dict:
             warnings.simplefilter("ignore")
             encode, decode, size = make()
             encode(x[:1_000_000])  # compiles and imports what it needs
-            first = _seconds(lambda: encode(x[:1_000_000]))[0] * len(x) / 1e6
+            first = _seconds(lambda: encode(x[:1_000_000]))[0] * max(len(x) / 1e6, 1)
             for _ in range(repeat if first < SLOW else 1):
                 times["copy"].append(_seconds(lambda: np.copyto(target, x.numpy()))[0])
                 seconds, message = _seconds(lambda: encode(x))

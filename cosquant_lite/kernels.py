@@ -1,21 +1,24 @@
-"""The fast path from a float32 tensor to packed codes and back, on all cores; same codes as `quantize.py`.
+"""The fast path from a tensor to packed codes and back, on all cores; same codes as `quantize.py`.
 
-Small tensors, float64, stochastic rounding and CUDA tensors go through the definition itself, a chunk at a time on
-the CPU and in one piece on the device. A large float32 tensor on the CPU takes two or three passes, compiled by numba:
+Small tensors, float64 and other devices than the CPU go through the definition itself in one piece, and so does
+stochastic rounding, a chunk at a time. A large float32 tensor on the CPU takes two or three passes, compiled by numba:
 
-1. the sum of squares, the largest magnitude and, with a clip, the clipped one by counting: floats of one sign are
-   ordered like the whole numbers that their bits spell, so a count of the upper 15 bits and then one of the lower 16
-   bits finds the k-th largest of any number of entries exactly;
+1. the sum of squares, the extremes and, with a clip, the clipped maximum by counting: floats of one sign are ordered
+   like the whole numbers that their bits spell, so a count of the upper 15 bits and then one of the lower 16 bits finds
+   the k-th largest of any number of entries exactly;
 2. codes and packing at once. A code changes only at levels - 1 borders on the axis of x. The borders are found by
    asking the definition, so nothing of its formula is written again here. A table over equal cells then tells for
    each entry how many borders lie below its cell, and one or two comparisons do the rest.
 
-The result does not depend on the number of threads (`torch.get_num_threads()`). A code can differ from the
-definition's only where the angle is within float64 rounding of a border, which float32 entries meet only for
-0 < |x| < 2e-16 norm, at the border in the middle; none among 10^8 entries of the tests' distributions did.
+The result does not depend on the number of threads (`torch.get_num_threads()`). Given the same two floats, the codes
+are the definition's for every float32. The norm is summed in another order, so its float32 can differ by one unit if
+the exact norm lies within float64 rounding of the middle between two: none of the tests' inputs does.
+
+Like torch itself these functions may hang in a child that was forked after they had run; start processes by `spawn`.
 """
 
 import math
+import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -29,7 +32,9 @@ from cosquant_lite.mask import take
 from cosquant_lite.packing import pack, packed_bytes, unpack
 from cosquant_lite.quantize import Cosine, Uniform
 
-SMALL = 4096  # below this the definition is as fast
+SMALL, FEW = 2**15, 2**10  # entries below which the definition is as fast, to encode and to decode
+PER_THREAD = 2**20  # entries; starting a thread for fewer costs more than it gives
+SORTED = 2**18  # entries up to which sorting in part is faster than counting
 CHUNK = 2**16  # entries summed by themselves, so that sums do not depend on the number of threads
 BLOCK = 1024  # entries that are looked at together, in the first cache
 CELLS = 4096  # of the table over the axis of x
@@ -47,7 +52,10 @@ def quantize_packed(
         return quantized.floats, pack(quantized.codes, quantizer.bits)
     quantize.check_generator(quantizer.rounding, generator, x.device)
     flat = x.detach().float().contiguous().flatten()
-    floats = quantizer.side_info(*statistics(flat, quantizer.clip))
+    found = statistics(flat, quantizer.clip)
+    if not math.isfinite(found[0]):
+        quantize.check_tensor(x)  # raises, and says where the NaN or infinity is
+    floats = quantizer.side_info(*found)
     kept = flat if keep is None else take(flat, keep)
     if quantizer.rounding == "nearest":
         return floats, _nearest(kept.numpy(), quantizer, floats)
@@ -57,9 +65,9 @@ def quantize_packed(
 
 def dequantize_packed(packed: Tensor, table: Tensor, bits: int, n: int) -> Tensor:
     """The n entries of `table` that the packed codes name, flat, in the table's dtype, on the device of `packed`."""
-    if n < SMALL or packed.is_cuda:
+    if n < FEW or packed.device.type != "cpu":
         return table.to(packed.device)[unpack(packed, bits, n).int()]
-    values = table.view(getattr(torch, f"uint{8 * table.itemsize}")).numpy()
+    values = _words(table)
     out = np.empty(n, values.dtype)  # numpy asks for large pages, torch does not: here a tenth of the time
     source = packed.numpy()
     whole = n - n % 8
@@ -72,18 +80,38 @@ def dequantize_packed(packed: Tensor, table: Tensor, bits: int, n: int) -> Tenso
     return torch.from_numpy(out).view(table.dtype)
 
 
+def look_up(codes: Tensor, table: Tensor) -> Tensor:
+    """The entries of `table` that uint8 codes on the CPU name, flat, in the table's dtype."""
+    values, indices = _words(table), codes.numpy()
+    out = np.empty(len(indices), values.dtype)
+    for start in range(0, len(out), CHUNK):  # numpy makes each index 8 bytes long
+        values.take(indices[start : start + CHUNK], out=out[start : start + CHUNK])
+    return torch.from_numpy(out).view(table.dtype)
+
+
+def _words(table: Tensor) -> np.ndarray:
+    """The entries as whole numbers: numpy has no bfloat16."""
+    return table.view(getattr(torch, f"uint{8 * table.itemsize}")).numpy()
+
+
 def statistics(x: Tensor, clip: float) -> tuple[float, float, float, float]:
-    """`quantize.statistics` of a flat float32 tensor on the CPU, without a copy or a sort."""
+    """`quantize.statistics` of a flat float32 tensor on the CPU, without a copy or a sort.
+
+    The norm is NaN or infinite just if an entry is: squares of float32 do not overflow a float64.
+    """
     values, bits = x.numpy(), x.numpy().view(np.int32)
     cut = math.floor(clip * len(values))
-    parts = _in_parts(lambda start, stop: _sums(values[start:stop], bits[start:stop], cut > 0), len(x))
+    few = len(values) <= SORTED
+    parts = _in_parts(lambda start, stop: _sums(values[start:stop], bits[start:stop], cut > 0 and not few), len(x))
     sums, lows, highs, counts = zip(*parts)
     squared = np.concatenate(sums).sum()
-    if not np.isfinite(squared):  # squares of float32 do not overflow a float64
-        quantize.check_tensor(x)  # raises, and says where the NaN or infinity is
     low = float(np.array(lows, np.int32).view(np.float32).min())
     high = float(np.array(highs, np.int32).view(np.float32).max())
-    largest = _kth_largest(bits, cut, sum(counts)) if cut else max(-low, high)
+    largest = max(-low, high)
+    if cut and few:
+        largest = float(np.partition(np.abs(values), len(values) - 1 - cut)[len(values) - 1 - cut])
+    elif cut:
+        largest = _kth_largest(bits, cut, sum(counts))
     return math.sqrt(squared), largest, low, high
 
 
@@ -92,22 +120,31 @@ def borders(quantizer: Cosine | Uniform, floats: tuple[float, float]) -> np.ndar
 
     The inverse formula says where a border is, up to rounding; the definition then decides between the neighbours.
     """
-    between = torch.arange(quantizer.levels - 1, dtype=torch.float64) + 0.5
+    between = torch.arange(quantizer.levels - 1, dtype=torch.float64, device="cpu") + 0.5
     at = quantizer.value(between, floats).numpy()
-    at[np.abs(at) < 1e-15 * abs(floats[0])] = 0  # the border in the middle, up to rounding
-    down, up = (np.nextafter(at.astype(np.float32), np.float32(end)) for end in (-np.inf, np.inf))
-    near = np.stack([np.nextafter(down, np.float32(-np.inf)), down, at.astype(np.float32), up,
-                     np.nextafter(up, np.float32(np.inf))])  # fmt: skip
-    codes = quantizer.codes(torch.from_numpy(near), floats).numpy()
-    above = codes < between.numpy() if _falling(quantizer, floats) else codes > between.numpy()
-    first = np.where(above.any(0), above.argmax(0), len(near) - 1)
-    return np.sort(near[first, np.arange(len(between))])
+    keys = _ordered.py_func(at.astype(np.float32).view(np.int32)) + np.arange(-2, 3, dtype=np.int32)[:, None]
+    above = _above(quantizer, floats, keys, between)
+    first = keys[np.where(above.any(0), above.argmax(0), 4), np.arange(len(between))]
+    for i in np.flatnonzero(np.abs(at) < 1e-15 * abs(floats[0])):  # here float64 has no digit left to say where
+        first[i] = _search(lambda keys, i=i: _above(quantizer, floats, keys, between[i]))
+    return np.sort(_ordered.py_func(first).view(np.float32))
 
 
-def _falling(quantizer: Cosine | Uniform, floats: tuple[float, float]) -> bool:
-    """Whether code 0 is the largest value."""
+def _above(quantizer: Cosine | Uniform, floats: tuple[float, float], keys: np.ndarray, between: Tensor) -> np.ndarray:
+    """Whether the definition puts the float32 of each key above the border."""
     table = quantizer.table(floats)
-    return bool(table[0] > table[-1])
+    codes = quantizer.codes(torch.from_numpy(_ordered.py_func(keys).view(np.float32)), floats)
+    return (codes < between if table[0] > table[-1] else codes > between).numpy()
+
+
+def _search(above: Callable[[np.ndarray], np.ndarray]) -> int:
+    """The smallest key of a finite float32 for which `above` holds; it holds for the largest one."""
+    low, high = -0x7F800000, 0x7F7FFFFF  # the keys of the most negative and the largest finite float32
+    while high > low:
+        keys = np.append(np.arange(low, high, (high - low) // 256 + 1), high).astype(np.int32)
+        i = int(above(keys).argmax())
+        low, high = int(keys[i - 1]) + 1 if i else low, int(keys[i])
+    return high
 
 
 def _is_large(x) -> bool:
@@ -124,9 +161,8 @@ def _nearest(values: np.ndarray, quantizer: Cosine | Uniform, floats: tuple[floa
     if table[0] == table[-1]:  # one value for all: code 0
         return torch.from_numpy(np.zeros_like(packed))
     edges = borders(quantizer, floats)
-    scale = np.float32((CELLS - 1) / max(float(edges[-1]) - float(edges[0]), 1e-30))
-    cells = np.empty(len(edges), np.uint32)
-    _cells_of(edges, edges[0], scale, cells)
+    scale = np.float32((CELLS - 1) / max(float(edges[-1]) - float(edges[0]), 4e-35))
+    cells = _cells(edges, edges[0], scale)
     below = np.searchsorted(cells, np.arange(CELLS)).astype(np.uint8)
     crowded = len(np.unique(cells)) < len(cells)
     edges = np.append(edges, np.float32(np.inf))
@@ -155,7 +191,7 @@ def _in_parts(work: Callable[[int, int], object], n: int) -> list:
 
     Parts begin at multiples of CHUNK. The kernels do not hold the GIL.
     """
-    chunks, workers = -(-n // CHUNK), torch.get_num_threads()
+    chunks, workers = -(-n // CHUNK), max(1, min(torch.get_num_threads(), n // PER_THREAD))
     starts = sorted({CHUNK * (chunks * worker // workers) for worker in range(workers)})
     stops = starts[1:] + [n]
     if len(starts) == 1:
@@ -164,19 +200,25 @@ def _in_parts(work: Callable[[int, int], object], n: int) -> list:
         return list(pool.map(work, starts, stops))
 
 
-def _jit(**options):
-    """numba.njit without the GIL, compiled once per machine where there is a folder for it."""
+def _kernel(function: Callable) -> Callable:
+    """Compiled without the GIL, once per machine, or once per process where the compiled code cannot be kept or read."""
+    plain = numba.njit(nogil=True)(function)
+    try:
+        used = [numba.njit(nogil=True, cache=True)(function)]
+    except RuntimeError:  # there is no folder that can be written
+        return plain
 
-    def decorate(function):
+    def call(*arguments):
         try:
-            return numba.njit(nogil=True, cache=True, **options)(function)
-        except RuntimeError:  # no folder can be written: compile in each process
-            return numba.njit(nogil=True, **options)(function)
+            return used[0](*arguments)
+        except (OSError, EOFError, pickle.UnpicklingError):  # a full disk, or half a file
+            used[0] = plain
+            return plain(*arguments)
 
-    return decorate
+    return call
 
 
-@_jit(fastmath={"reassoc", "contract"}, error_model="numpy")
+@numba.njit(fastmath={"reassoc", "contract"})
 def _sum_of_squares(values):
     total = 0.0
     for i in range(len(values)):
@@ -184,7 +226,7 @@ def _sum_of_squares(values):
     return total
 
 
-@_jit()
+@numba.njit
 def _extremes(bits):
     """The smallest and largest of float32s, given and returned as whole numbers of the same order (see `_ordered`)."""
     low, high = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
@@ -194,13 +236,13 @@ def _extremes(bits):
     return low, high
 
 
-@_jit(inline="always")
+@numba.njit(inline="always")
 def _ordered(bits):
     """The bits of a float32 as an int32 of the same order, and back: those of a negative one count the wrong way."""
     return bits ^ (bits >> np.int32(31) & np.int32(0x7FFFFFFF))
 
 
-@_jit()
+@_kernel
 def _sums(values, bits, count):
     """Sums of squares, a chunk each; the smallest and largest value; if asked, how many have each upper 15 bits."""
     sums = np.zeros((len(values) + CHUNK - 1) // CHUNK)
@@ -217,7 +259,7 @@ def _sums(values, bits, count):
     return sums, _ordered(low), _ordered(high), counts
 
 
-@_jit()
+@_kernel
 def _count_lower(bits, top):
     counts = np.zeros(2**16, np.int64)
     for i in range(len(bits)):
@@ -226,7 +268,7 @@ def _count_lower(bits, top):
     return counts
 
 
-@_jit()
+@numba.njit
 def _cells_of(values, low, scale, cells):
     """The cell of the table that each value lies in; it never falls as the value grows, on which all rests."""
     for i in range(len(values)):
@@ -235,7 +277,14 @@ def _cells_of(values, low, scale, cells):
         cells[i] = np.int32(cell if cell < np.float32(CELLS - 1) else np.float32(CELLS - 1))
 
 
-@_jit()
+@_kernel
+def _cells(values, low, scale):
+    cells = np.empty(len(values), np.uint32)
+    _cells_of(values, low, scale, cells)
+    return cells
+
+
+@_kernel
 def _round_and_pack(values, edges, scale, below, edge, crowded, flip, bits, packed):
     """Packed codes; the number of values is a multiple of 8. Unsigned indices, as numba checks the sign of others."""
     cells, shift, at = np.empty(BLOCK, np.uint32), np.uint64(bits), np.uint64(0)
@@ -257,7 +306,7 @@ def _round_and_pack(values, edges, scale, below, edge, crowded, flip, bits, pack
                 at += np.uint64(1)
 
 
-@_jit()
+@_kernel
 def _look_up(packed, bits, values, out):
     """For each packed code its value; the number of codes is a multiple of 8."""
     mask, shift, at, to = np.uint64(2**bits - 1), np.uint64(bits), np.uint64(0), np.uint64(0)

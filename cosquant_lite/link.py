@@ -16,7 +16,7 @@ from torch import Tensor
 from cosquant_lite import wire
 from cosquant_lite.quantize import Cosine, Uniform
 
-QUANTIZERS = {"none": None, "cosine": Cosine, "uniform": Uniform}
+BY_NAME = {"none": None, "cosine": Cosine, "uniform": Uniform}
 EXAMPLES = "'none', 'cosine:2', 'cosine:2,clip=0.01,rounding=stochastic', 'uniform:4,range=minmax', 'cosine:2,mask=0.05,entropy=ans'"
 
 
@@ -38,11 +38,9 @@ def parse_link(text: str) -> Link:
         raise ValueError(f"link must be a string such as {EXAMPLES}, got {text!r}")
     head, *settings = text.split(",")
     name, colon, bits = head.partition(":")
-    if name not in QUANTIZERS:
-        raise ValueError(
-            f"link {text!r}: unknown quantizer {name!r}; allowed: {', '.join(QUANTIZERS)}; e.g. {EXAMPLES}"
-        )
-    make = QUANTIZERS[name]
+    if name not in BY_NAME:
+        raise ValueError(f"link {text!r}: unknown quantizer {name!r}; allowed: {', '.join(BY_NAME)}; e.g. {EXAMPLES}")
+    make = BY_NAME[name]
     if make is None and colon:
         raise ValueError(f"link {text!r}: 'none' takes no bits; e.g. {EXAMPLES}")
     if make is not None and not bits.isdecimal():

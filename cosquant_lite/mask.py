@@ -7,6 +7,7 @@ The receiver divides what it gets by p and puts 0 elsewhere: on average over mas
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,20 +16,27 @@ from torch import Tensor
 PIECE = 2**14  # outputs drawn at a time: they stay in the cache
 
 
-def kept(n: int, p: float, seed: int, tensor: int) -> Tensor:
-    """Flat boolean tensor: which of n entries travel. p in (0, 1), seed below 2**64, tensor: its number."""
-    philox = np.random.Philox(key=np.array([seed, tensor], np.uint64))
-    limit = np.uint64(math.floor(p * 2.0**64))
-    mask = np.empty(n, bool)
-    for start in range(0, n, PIECE):
-        stop = min(start + PIECE, n)
-        np.less(philox.random_raw(stop - start), limit, out=mask[start:stop])
-    return torch.from_numpy(mask)
+@dataclass(frozen=True)
+class Mask:
+    """p in (0, 1): the share of entries that travel. seed: below 2**64."""
+
+    p: float
+    seed: int
+
+    def kept(self, n: int, tensor: int) -> Tensor:
+        """Flat boolean tensor: which of the n entries of tensor number `tensor` travel."""
+        philox = np.random.Philox(key=np.array([self.seed, tensor], np.uint64))
+        limit = np.uint64(math.floor(self.p * 2.0**64))
+        keep = np.empty(n, bool)
+        for start in range(0, n, PIECE):
+            stop = min(start + PIECE, n)
+            np.less(philox.random_raw(stop - start), limit, out=keep[start:stop])
+        return torch.from_numpy(keep)
 
 
 def take(x: Tensor, keep: Tensor) -> Tensor:
     """The entries of x that travel, flat, in row-major order. keep: flat; both on one device."""
-    if x.is_cuda or not keep.any():
+    if x.device.type != "cpu" or not keep.numpy().any():
         return x.flatten()[keep]
     return torch.from_numpy(_words(x.flatten())[keep.numpy()]).view(x.dtype)  # numpy needs no list of indices
 
@@ -36,7 +44,7 @@ def take(x: Tensor, keep: Tensor) -> Tensor:
 def spread(values: Tensor, keep: Tensor) -> Tensor:
     """What `take` was given, with 0 for the entries that did not travel; flat."""
     out = torch.zeros(len(keep), dtype=values.dtype, device=values.device)
-    if out.is_cuda:
+    if out.device.type != "cpu":
         out[keep] = values
     else:
         _words(out)[keep.numpy()] = _words(values)

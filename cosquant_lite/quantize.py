@@ -74,18 +74,21 @@ class _ScalarQuantizer:
         if self.rounding == "nearest":
             codes = u.round()
         else:
-            coins = torch.rand(u.shape, generator=generator, device=u.device)
+            coins = torch.rand(u.shape, generator=generator, dtype=torch.float32, device=u.device)
             codes = u.floor() + (coins < u - u.floor())
         return codes.clamp(0, self.levels - 1).to(torch.uint8)  # the clamp guards against float rounding at the end
 
     def table(self, floats: tuple[float, float]) -> Tensor:
         """The float32 value that each of the 2**bits codes stands for."""
-        return self.value(torch.arange(self.levels, dtype=torch.float64), floats).float()
+        return self.value(torch.arange(self.levels, dtype=torch.float64, device="cpu"), floats).float()
 
     def dequantize(self, quantized: Quantized) -> Tensor:
         """The float32 tensor that the codes stand for; the shape and device of the codes."""
-        if quantized.scheme != self.scheme:
-            raise ValueError(f"these codes were made by {quantized.scheme!r} and cannot be decoded by {self.scheme!r}")
+        if (quantized.scheme, quantized.bits) != (self.scheme, self.bits):
+            raise ValueError(
+                f"these codes were made by {quantized.scheme!r} with {quantized.bits} bits "
+                f"and cannot be decoded by {self.scheme!r} with {self.bits}"
+            )
         return self.table(quantized.floats).to(quantized.codes.device)[quantized.codes.int()]
 
     def roundtrip(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -111,7 +114,8 @@ class Cosine(_ScalarQuantizer):
     bits: 1 to 8; levels = 2**bits. There is no zero level, and code 0 is the largest positive value.
     clip: fraction in [0, 0.5) of the entries whose magnitude is cut. The floor(clip * n) largest |x| are set to the
         next largest one, so a tensor with clip * n < 1 is not clipped, and one with fewer non-zero entries than that
-        decodes to zeros. 0 turns it off; 0.01 is the authors' default.
+        decodes to zeros. 0 turns it off; 0.01 is the authors' default. The bound is a float32 near pi/2 when what
+        the clip leaves is tiny beside the norm: below 1e-5 of it values get coarse, below 1e-7 they decode to zeros.
     rounding: "nearest" (the authors' default), or "stochastic", which is unbiased in the angle, not in the value.
     An exact zero lies half-way between two levels; with nearest rounding all zeros go to the same one of the two.
     Transmitted: (norm, bound). Source of the formulas: the authors' published routine in ProgFed (ICML 2022).
@@ -240,7 +244,7 @@ def _float32(value: float, name: str) -> float:
     """value rounded to what a transmitted float32 holds."""
     if abs(value) > FLOAT32_MAX:
         raise ValueError(f"{name} {value:.3g} is beyond the float32 that is transmitted (at most {FLOAT32_MAX:.3g})")
-    return torch.tensor(value, dtype=torch.float32).item()
+    return torch.tensor(value, dtype=torch.float32, device="cpu").item()
 
 
 def _check_options(quantizer: Cosine | Uniform) -> None:

@@ -22,10 +22,14 @@ on all bytes but the last) of at most 9 bytes.
                the last byte filled with zeros. Entries are in row-major order.
     checksum   u64      XXH3-64 of everything before it
 
-What a code c of scheme 1 or 2 stands for, with L = 2**bits and the arithmetic in float64, then rounded to float32:
-cosine: norm cos(bound + c (pi - 2 bound) / (L - 1)), and 0 if norm = 0 or bound >= pi / 2. uniform: low + c (high -
-low) / (L - 1). In a masked frame the values of floating-point tensors, raw ones too, are divided by p, and entries
-that do not travel are 0. Other tensors are never masked.
+What a code c of scheme 1 or 2 stands for, with L = 2**bits, in float64 arithmetic: cosine: norm cos(bound + c (pi - 2
+bound) / (L - 1)), and 0 if norm = 0 or bound >= pi / 2. uniform: low + c (high - low) / (L - 1). In a masked frame it
+is divided by p; then it is rounded to float32, and then to the tensor's dtype. Raw values of floating-point tensors in
+a masked frame are divided by p in float64 and rounded to their dtype. Entries that do not travel are 0; tensors that
+are not floating-point are never masked.
+
+A decoder refuses what no encoder writes: a number with a needless last byte 0, fill bits that are not 0, two tensors of
+one name, a shape whose product, zeros left out, is 2**48 or more, floats that are not finite.
 
 A frame costs at most 19 bytes, 35 with a mask, and per tensor 15 bytes, one for each 7 bits of a dimension, of the
 payload's length and of the name's length, and the name. There is no pickle in it, and the same tensors and generator
@@ -37,26 +41,31 @@ Cosine(bits=2, clip=0), is
 """
 
 import math
+import numbers
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor
 
 from cosquant_lite import entropy as lossless
 from cosquant_lite import kernels
-from cosquant_lite.mask import kept, spread, take
+from cosquant_lite.mask import Mask, spread, take
 from cosquant_lite.packing import packed_bytes
 from cosquant_lite.quantize import Cosine, Uniform
 
 MAGIC, VERSION = b"CQLT", 2
-QUANTIZERS = {1: Cosine, 2: Uniform}  # what the byte `scheme` says
-SCHEMES = {quantizer.scheme: number for number, quantizer in QUANTIZERS.items()}
+SCHEMES = ("raw", "cosine", "uniform")  # a frame stores the index
+QUANTIZERS = {"cosine": Cosine, "uniform": Uniform}
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool,
           torch.bfloat16, torch.int16, torch.int8]  # fmt: skip
 LIMIT = 2**30  # bytes of tensors that `decode` makes unless told otherwise
+EACH = 2**10  # what a tensor counts for towards the limit beside its bytes: what it costs to have it at all
+LARGEST = 2**48  # entries, empty dimensions counted as one
+PIECE = 2**18  # entries that are divided by p at a time: it bounds the memory
 
 
 class WireError(ValueError):
@@ -65,12 +74,13 @@ class WireError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One tensor of a frame, not decoded yet. header: the bytes it takes beside its payload."""
+    """One tensor of a frame, not decoded yet. bits: of a code, 8 if raw. header: bytes it takes beside its payload."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    quantizer: Cosine | Uniform | None
+    scheme: str
+    bits: int
     floats: tuple[float, ...]
     stage: str
     payload: memoryview
@@ -81,13 +91,17 @@ class Part:
         """Entries of the tensor."""
         return math.prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the decoded tensor."""
+        return self.numel * self.dtype.itemsize
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """What a frame says about itself. mask and seed: (1.0, 0) without a mask. header: bytes beside the parts."""
+    """What a frame says about itself. mask: None if all entries travel. header: bytes beside the parts'."""
 
-    mask: float
-    seed: int
+    mask: Mask | None
     parts: list[Part]
     header: int
 
@@ -115,14 +129,14 @@ def encode(
             f"expected a Cosine, a Uniform or None as quantizer, got {quantizer!r}; parse_link reads strings"
         )
     check_options(entropy, mask)
-    head, seed = struct.pack("<4sBB", MAGIC, VERSION, mask < 1), 0
-    if mask < 1:
-        seed = _draw_seed(generator)
-        head += struct.pack("<dQ", mask, seed)
-    parts = [head, _number(len(state))]
+    sparse = Mask(float(mask), _draw_seed(generator)) if mask < 1 else None
+    parts = [struct.pack("<4sBB", MAGIC, VERSION, sparse is not None)]
+    if sparse:
+        parts.append(struct.pack("<dQ", sparse.p, sparse.seed))
+    parts.append(_number(len(state)))
     for index, (name, x) in enumerate(state.items()):
         try:
-            parts += _encode_tensor(name, x, quantizer, entropy, (mask, seed, index), generator)
+            parts += _encode_tensor(name, x, quantizer, entropy, sparse, index, generator)
         except TypeError as error:
             raise TypeError(f"tensor {name!r}: {error}") from None
         except ValueError as error:
@@ -133,24 +147,30 @@ def encode(
     return b"".join([*parts, struct.pack("<Q", checksum.intdigest())])
 
 
-def decode(blob: bytes, *, limit: int = LIMIT, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+def decode(blob: bytes, *, limit: float = LIMIT, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """The tensors of a frame, each in its own dtype.
 
-    limit: how many bytes of tensors the frame may declare; working memory on top is at most as much again.
-    device: where quantized tensors are unpacked and everything ends up. WireError on any damage, and above the limit.
+    limit: how many bytes of tensors the frame may declare, each tensor counted with 1,024 on top; tensors and working
+    memory together are at most four times that and 16 MiB. Within the limit a small frame can declare much, and
+    decoding takes the time that so many entries take. device: where quantized tensors are unpacked and everything ends up.
+    WireError on any damage, and above the limit.
     """
-    frame = inspect(blob)
-    declared = sum(part.numel * part.dtype.itemsize for part in frame.parts)
-    if declared > limit:
-        raise WireError(f"the frame declares {declared:,} bytes of tensors; limit={limit:,} allows no more than that")
-    return {part.name: _decode_tensor(part, (frame.mask, frame.seed, i), device) for i, part in enumerate(frame.parts)}
+    device = torch.device(device)
+    if device.type == "meta":
+        raise ValueError("device 'meta' holds no data")
+    frame = inspect(blob, limit=limit)
+    return {part.name: _decode_tensor(part, frame.mask, index, device) for index, part in enumerate(frame.parts)}
 
 
-def inspect(blob: bytes) -> Frame:
-    """What a frame holds and what each part of it costs, without decoding the payloads. WireError on any damage."""
+def inspect(blob: bytes, *, limit: float = math.inf) -> Frame:
+    """What a frame holds and what each part of it costs, without decoding the payloads. WireError on any damage.
+
+    limit: as in `decode`.
+    """
     if not isinstance(blob, (bytes, bytearray, memoryview)):
         raise TypeError(f"expected the bytes of a frame, got {type(blob).__name__}")
-    blob = memoryview(blob).cast("B")
+    blob = memoryview(blob)
+    blob = blob.cast("B") if blob.c_contiguous and blob.nbytes else memoryview(bytes(blob))
     if len(blob) < 15 or blob[:4] != MAGIC:
         raise WireError(
             f"not a cosquant frame: {len(blob)} bytes starting with {bytes(blob[:4])!r}, expected {MAGIC!r}"
@@ -160,27 +180,33 @@ def inspect(blob: bytes) -> Frame:
     if xxhash.xxh3_64_intdigest(blob[:-8]) != struct.unpack("<Q", blob[-8:])[0]:
         raise WireError("checksum mismatch: the frame was damaged or cut short")
     read = _Reader(blob[:-8], start=5)
-    mask, seed = _read_mask(read)
-    count = read.number()
-    header = read.at + 8
-    parts = [_read_part(read) for _ in range(count)]
+    mask, count = _read_mask(read), read.number()
+    header, declared, parts = read.at + 8, 0, {}
+    for _ in range(count):
+        part = _read_part(read)
+        if part.name in parts:
+            raise WireError(f"two tensors are called {part.name!r}")
+        declared += part.nbytes + EACH
+        if declared > limit:
+            raise WireError(
+                f"the frame declares {declared:,} bytes of tensors or more, {EACH:,} for each tensor included; "
+                f"limit={limit:,} allows no more than that"
+            )
+        parts[part.name] = part
     if read.at != len(read.blob):
         raise WireError(f"{len(read.blob) - read.at} bytes are left over after the {count} tensors of the frame")
-    names = {part.name for part in parts}
-    if len(names) < len(parts):
-        raise WireError(f"{len(parts)} tensors, but only {len(names)} different names")
-    return Frame(mask, seed, parts, header)
+    return Frame(mask, list(parts.values()), header)
 
 
-def frame_bytes(state: Mapping[str, Tensor], bits: int | None, *, mask: float = 1.0, seed: int = 0) -> int:
+def frame_bytes(state: Mapping[str, Tensor], bits: int | None, *, mask: Mask | None = None) -> int:
     """The length of `encode(state, ...)` without a lossless stage, by formula.
 
-    bits: of each entry of float tensors, None for as they are. mask, seed: as in the frame.
+    bits: of each entry of float tensors, None for as they are. mask: as in the frame.
     """
-    total = 6 + (16 if mask < 1 else 0) + len(_number(len(state))) + 8
+    total = 6 + (16 if mask else 0) + len(_number(len(state))) + 8
     for index, (name, x) in enumerate(state.items()):
         floating = x.is_floating_point()
-        n = int(kept(x.numel(), mask, seed, index).count_nonzero()) if floating and mask < 1 else x.numel()
+        n = int(mask.kept(x.numel(), index).count_nonzero()) if floating and mask else x.numel()
         quantized = floating and bits is not None
         payload = packed_bytes(n, bits) if quantized else n * x.element_size()
         numbers = sum(len(_number(value)) for value in (len(name.encode()), *x.shape, payload))
@@ -192,7 +218,7 @@ def check_options(entropy: str, mask: float) -> None:
     """ValueError if there is no such lossless stage, or no such probability."""
     if entropy not in lossless.CHOICES:
         raise ValueError(f"entropy must be one of {', '.join(map(repr, lossless.CHOICES))}, got {entropy!r}")
-    if isinstance(mask, bool) or not isinstance(mask, (int, float)) or not 0 < mask <= 1:
+    if isinstance(mask, bool) or not isinstance(mask, numbers.Real) or not 0 < mask <= 1:
         raise ValueError(f"mask must be a number in (0, 1], the share of entries that travel, got {mask!r}")
 
 
@@ -204,24 +230,22 @@ def _draw_seed(generator: torch.Generator | None) -> int:
     return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
 
 
-def _encode_tensor(name: str, x: Tensor, quantizer, entropy: str, masked: tuple, generator) -> list[bytes]:
-    if not isinstance(name, str) or not isinstance(x, Tensor):
-        raise TypeError(
-            f"expected a string as name and a torch.Tensor, got {type(name).__name__} and {type(x).__name__}"
-        )
-    if x.dtype not in DTYPES or x.layout != torch.strided:
-        raise TypeError(f"cannot send {x.dtype}, {x.layout}; allowed: dense {', '.join(map(str, DTYPES))}")
-    if x.ndim > 255:
-        raise ValueError(f"a shape has at most 255 dimensions, got {x.ndim}")
-    keep = _kept(x.numel(), x.dtype, masked)
-    keep = None if keep is None else keep.to(x.device)
+def _encode_tensor(
+    name: str, x: Tensor, quantizer, entropy: str, mask: Mask | None, index: int, generator
+) -> list[bytes | memoryview]:
+    _check_tensor(name, x)
+    x = x.detach().resolve_neg()
+    keep = mask.kept(x.numel(), index).to(x.device) if mask and x.is_floating_point() else None
+    p = mask.p if mask else 1.0
     if quantizer is not None and x.is_floating_point():
         floats, packed = kernels.quantize_packed(x, quantizer, generator, keep)
-        _table(quantizer, floats, masked[0], x.dtype)  # raises if the receiver could not hold the values
-        bits, n = quantizer.bits, x.numel() if keep is None else int(keep.count_nonzero())
-        how = struct.pack("<BB2f", SCHEMES[quantizer.scheme], bits, *floats)
+        _table(quantizer, floats, p, x.dtype)  # raises if the receiver could not hold the values
+        bits, n = quantizer.bits, x.numel() if keep is None else int(np.count_nonzero(keep.cpu().numpy()))
+        how = struct.pack("<BB2f", SCHEMES.index(quantizer.scheme), bits, *floats)
     else:
-        sent = x.detach().flatten() if keep is None else take(x.detach(), keep)
+        sent = x.flatten() if keep is None else take(x, keep)
+        if keep is not None:
+            _check_quotients(sent, p)
         packed = sent.contiguous().view(torch.uint8)
         bits, n, how = 8, len(packed), bytes([0])
     stage, payload = lossless.compress(packed.cpu(), bits, n, entropy)
@@ -230,53 +254,84 @@ def _encode_tensor(name: str, x: Tensor, quantizer, entropy: str, masked: tuple,
     return [_number(len(label)), label, dtype, how, stage_and_shape, _number(len(payload)), payload]
 
 
-def _kept(n: int, dtype: torch.dtype, masked: tuple[float, int, int]) -> Tensor | None:
-    """Which of a tensor's n entries travel, flat; None: all of them."""
-    return kept(n, *masked) if masked[0] < 1 and dtype.is_floating_point else None
+def _check_tensor(name: str, x: Tensor) -> None:
+    if not isinstance(name, str) or not isinstance(x, Tensor):
+        raise TypeError(
+            f"expected a string as name and a torch.Tensor, got {type(name).__name__} and {type(x).__name__}"
+        )
+    if x.dtype not in DTYPES or x.layout != torch.strided or x.is_meta or x.is_nested:
+        kind = "nested" if x.is_nested else f"{x.layout} on {x.device}"
+        raise TypeError(f"cannot send {x.dtype}, {kind}; allowed: dense {', '.join(map(str, DTYPES))}")
+    if x.ndim > 255 or _extent(x.shape) >= LARGEST:
+        raise ValueError(f"a shape has at most 255 dimensions and less than 2**48 entries, got {tuple(x.shape)}")
 
 
-def _table(quantizer: Cosine | Uniform, floats: tuple[float, float], mask: float, dtype: torch.dtype) -> Tensor:
+def _extent(shape: tuple[int, ...]) -> int:
+    """Entries, empty dimensions counted as one: an empty tensor of absurd shape is absurd too."""
+    return math.prod(max(size, 1) for size in shape)
+
+
+def _check_quotients(values: Tensor, p: float) -> None:
+    """Raw values are divided by p at the receiver: finite ones must stay finite."""
+    finite = values[values.isfinite()]
+    largest = float(finite.abs().max()) / p if len(finite) else 0.0
+    if largest > torch.finfo(values.dtype).max:
+        raise ValueError(f"the largest value, divided by the mask's {p}, is {largest:.3g} and beyond {values.dtype}")
+
+
+def _table(quantizer: Cosine | Uniform, floats: tuple[float, float], p: float, dtype: torch.dtype) -> Tensor:
     """What each code becomes at the receiver."""
-    exact = quantizer.value(torch.arange(quantizer.levels, dtype=torch.float64), floats) / mask
+    exact = quantizer.value(torch.arange(quantizer.levels, dtype=torch.float64, device="cpu"), floats) / p
     table = exact.float().to(dtype)
     if not table.isfinite().all():
-        raise ValueError(f"the largest value {exact.abs().max():.3g} is beyond {dtype}")
+        raise ValueError(f"the largest value, divided by the mask's {p}, is {exact.abs().max():.3g} and beyond {dtype}")
     return table
 
 
-def _decode_tensor(part: Part, masked: tuple[float, int, int], device) -> Tensor:
+def _decode_tensor(part: Part, mask: Mask | None, index: int, device: torch.device) -> Tensor:
+    keep = mask.kept(part.numel, index) if mask and part.dtype.is_floating_point else None
+    n = part.numel if keep is None else int(np.count_nonzero(keep.numpy()))
     try:
-        return _decoded(part, masked, device)
-    except (ValueError, RuntimeError, OverflowError) as error:
+        values = _raw(part, n) if part.scheme == "raw" else _dequantized(part, n, mask.p if mask else 1.0, device)
+    except ValueError as error:
         raise WireError(f"tensor {part.name!r}: {error}") from None
-
-
-def _decoded(part: Part, masked: tuple[float, int, int], device) -> Tensor:
-    keep = _kept(part.numel, part.dtype, masked)
-    n = part.numel if keep is None else int(keep.count_nonzero())
-    if part.quantizer is None:
-        packed = lossless.expand(part.stage, part.payload, 8, n * part.dtype.itemsize)
-        if part.dtype == torch.bool and (packed > 1).any():
-            raise ValueError("a truth value is neither 0 nor 1")
-        values = packed.view(part.dtype)
-        values = values if keep is None else (values.double() / masked[0]).to(part.dtype)
-    else:
-        bits, table = part.quantizer.bits, _table(part.quantizer, part.floats, masked[0], part.dtype)
-        packed = lossless.expand(part.stage, part.payload, bits, n).to(device)
-        values = kernels.dequantize_packed(packed, table, bits, n)
     if keep is not None:
+        if part.scheme == "raw":
+            for piece in values.split(PIECE):
+                piece.copy_(piece.double() / mask.p)
         values = spread(values, keep.to(values.device))
     return values.to(device).view(part.shape)
 
 
-def _read_mask(read: "_Reader") -> tuple[float, int]:
+def _raw(part: Part, n: int) -> Tensor:
+    """The n values that travel of a tensor that was not quantized."""
+    size = n * part.dtype.itemsize
+    of_ans = part.stage == "ans"
+    plain = lossless.decode_ans(part.payload, 8, size) if of_ans else lossless.expand(part.stage, part.payload, 8, size)
+    if part.dtype == torch.bool and n and plain.max() > 1:
+        raise ValueError("a truth value is neither 0 nor 1")
+    return plain.view(part.dtype)
+
+
+def _dequantized(part: Part, n: int, p: float, device: torch.device) -> Tensor:
+    """The n values that travel of a quantized tensor, divided by p."""
+    table = _table(QUANTIZERS[part.scheme](part.bits), part.floats, p, part.dtype)
+    if part.stage == "ans":
+        return kernels.look_up(lossless.decode_ans(part.payload, part.bits, n), table).to(device)
+    packed = lossless.expand(part.stage, part.payload, part.bits, n).to(device)
+    return kernels.dequantize_packed(packed, table, part.bits, n)
+
+
+def _read_mask(read: "_Reader") -> Mask | None:
     (masked,) = read.fields("B")
     if masked > 1:
         raise WireError(f"the byte that says whether there is a mask is {masked}, neither 0 nor 1")
-    keep, seed = read.fields("dQ") if masked else (1.0, 0)
-    if masked and not 0 < keep < 1:
-        raise WireError(f"the mask keeps an entry with probability {keep}, which is not between 0 and 1")
-    return keep, seed
+    if not masked:
+        return None
+    p, seed = read.fields("dQ")
+    if not 0 < p < 1:
+        raise WireError(f"the mask keeps an entry with probability {p}, which is not between 0 and 1")
+    return Mask(p, seed)
 
 
 def _read_part(read: "_Reader") -> Part:
@@ -289,29 +344,22 @@ def _read_part(read: "_Reader") -> Part:
     dtype, scheme = read.fields("BB")
     if dtype >= len(DTYPES):
         raise WireError(f"tensor {name!r}: unknown dtype {dtype}, this version knows 0 to {len(DTYPES) - 1}")
-    quantizer, floats = _read_quantizer(read, name, DTYPES[dtype], scheme)
+    if scheme >= len(SCHEMES) or (scheme and not DTYPES[dtype].is_floating_point):
+        raise WireError(f"tensor {name!r}: unknown scheme {scheme} for {DTYPES[dtype]}")
+    bits, *floats = read.fields("B2f") if scheme else (8,)
+    if not 1 <= bits <= 8 or not all(map(math.isfinite, floats)):
+        raise WireError(f"tensor {name!r}: {bits} bits and the floats {floats}; allowed are 1 to 8, and finite ones")
     stage, ndim = read.fields("BB")
     if stage >= len(lossless.STAGES):
         raise WireError(f"tensor {name!r}: unknown lossless stage {stage}, this version knows 0 to 2")
     shape = tuple(read.number() for _ in range(ndim))
-    if math.prod(max(size, 1) for size in shape) >= 2**48:
+    if _extent(shape) >= LARGEST:
         raise WireError(f"tensor {name!r}: absurd shape {shape}")
     payload = read.take(read.number())
+    header = read.at - start - len(payload)
     return Part(
-        name, DTYPES[dtype], shape, quantizer, floats, lossless.STAGES[stage], payload, read.at - start - len(payload)
+        name, DTYPES[dtype], shape, SCHEMES[scheme], bits, tuple(floats), lossless.STAGES[stage], payload, header
     )
-
-
-def _read_quantizer(read: "_Reader", name: str, dtype: torch.dtype, scheme: int):
-    if scheme == 0:
-        return None, ()
-    if scheme not in QUANTIZERS or not dtype.is_floating_point:
-        raise WireError(f"tensor {name!r}: unknown scheme {scheme} for {dtype}")
-    (bits,) = read.fields("B")
-    floats = read.fields("2f")
-    if not 1 <= bits <= 8 or not all(map(math.isfinite, floats)):
-        raise WireError(f"tensor {name!r}: {bits} bits and the floats {floats}; allowed are 1 to 8, and finite ones")
-    return QUANTIZERS[scheme](bits=bits), floats
 
 
 def _number(value: int) -> bytes:
@@ -342,6 +390,8 @@ class _Reader:
         for i in range(9):
             (byte,) = self.take(1)
             value |= (byte & 127) << 7 * i
-            if byte < 128:
+            if byte < 128 and (byte or i == 0):
                 return value
+            if byte == 0:
+                raise WireError(f"a number at byte {self.at - 1 - i} has a needless last byte 0")
         raise WireError(f"a number at byte {self.at - 9} is longer than 9 bytes")

@@ -14,6 +14,7 @@ import xxhash
 from tqdm import tqdm
 
 from cosquant_lite import wire
+from cosquant_lite.kernels import FEW
 from cosquant_lite.quantize import Cosine, Uniform
 
 VARYING = r"\(.*?\)|0x\w+|b?'.*?'|b\".*?\"|[-\d.,]+(e[-+]?\d+)?"  # numbers, bytes, names and shapes in a message
@@ -21,7 +22,7 @@ LIMIT = 2**16  # bytes of tensors; a lying frame may declare no more
 
 
 def valid_frames() -> list[bytes]:
-    """Small frames of every scheme, lossless stage and dtype, with and without a mask."""
+    """Frames of every scheme, lossless stage and dtype, with and without a mask; some large enough to be compiled."""
     random_numbers = torch.Generator().manual_seed(0)
     state = {
         "w": torch.randn(3, 7, generator=random_numbers),
@@ -30,10 +31,13 @@ def valid_frames() -> list[bytes]:
         "n": torch.tensor(-5),
         "flags": torch.tensor([True, False, True]),
     }
+    state |= {str(dtype): torch.tensor([1, 0, 1]).to(dtype) for dtype in wire.DTYPES}
+    large = {"large": torch.randn(FEW + 3, generator=random_numbers)}
     quantizers = (None, Cosine(1), Cosine(3), Uniform(8), Cosine(2, rounding="stochastic"))
     return [
-        wire.encode(state, quantizer, entropy=entropy, mask=mask, generator=random_numbers)
+        wire.encode(tensors, quantizer, entropy=entropy, mask=mask, generator=random_numbers)
         for quantizer in quantizers
+        for tensors in (state, large)
         for entropy in ("none", "deflate", "ans")
         for mask in (1.0, 0.5)
     ]

@@ -48,7 +48,11 @@ def decode(frame: bytes) -> dict:
         codes = {0: unpack, 1: inflate, 2: ans}[stage](payload, bits, count)
         values = [value(scheme, code, 2**bits, *floats) for code in codes] if scheme else raw(bytes(codes), dtype)
         if masked:
-            sent = iter([v / p for v in values])
+            values = [v / p for v in values]
+        if scheme:
+            values = [struct.unpack("<f", struct.pack("<f", v))[0] for v in values]  # rounded to float32
+        if masked:
+            sent = iter(values)
             values = [next(sent) if k else 0.0 for k in keep]
         assert len(values) == n
         tensors[name] = (shape, values)

@@ -293,7 +293,7 @@ def test_numpy_numbers_are_numbers():
 
 
 def test_codes_of_another_scheme_are_refused():
-    with pytest.raises(ValueError, match="made by 'cosine' and cannot be decoded by 'uniform'"):
+    with pytest.raises(ValueError, match="made by 'cosine' with 2 bits and cannot be decoded by 'uniform'"):
         Uniform(2).dequantize(Cosine(2).quantize(tensor()))
     with pytest.raises(AttributeError, match="no norm"):
         _ = Uniform(2).quantize(tensor()).norm
