@@ -88,8 +88,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     from cosquant_lite.federated import FedConfig
 
     for field in fields(FedConfig):
-        flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, type=field.type, default=field.default, help=f"default: {field.default}")
+        flag, shown = (
+            "--" + field.name.replace("_", "-"),
+            {"default": field.default, "help": f"default: {field.default}"},
+        )
+        if field.type is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **shown)
+        else:
+            parser.add_argument(flag, type=field.type, **shown)
     parser.add_argument("--out", type=Path, help="keep the history in this JSON file, written after every round")
     parser.set_defaults(command=_run)
 
@@ -127,8 +133,9 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _line(record: dict) -> str:
+    accuracy = "" if record["accuracy"] is None else f"{record['accuracy']:.2%}"
     return (
-        f"round {record['round']:4d}  accuracy {record['accuracy']:6.2%}  loss {record['loss']:.3f}"
+        f"round {record['round']:4d}  accuracy {accuracy:>6}  loss {record['loss']:.3f}"
         f"  down {record['bytes_down']:,} B  up {record['bytes_up']:,} B  {record['seconds']:.1f} s"
     )
 

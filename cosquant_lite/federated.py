@@ -4,23 +4,30 @@ One round: server weights -> down link -> each chosen client trains E local epoc
 trained weights -> up link -> server subtracts the weighted mean of the decoded updates from its own exact weights.
 """
 
+import math
 import operator
+import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from time import perf_counter
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 
 from cosquant_lite import runs
 from cosquant_lite.datasets import DATA_CHOICES, IMAGE_SETS, Images, load_images, partition
-from cosquant_lite.link import parse_link, send
+from cosquant_lite.link import Delivery, parse_link, send, send_with_memory
 from cosquant_lite.models import cnn, initial_weights
+from cosquant_lite.training import Pool, State, accuracy, augment, train_client
 
-State = dict[str, Tensor]
-SPLITS = ("iid",)
+CHOICES = {
+    "dataset": IMAGE_SETS,
+    "data": DATA_CHOICES,
+    "lr_schedule": ("constant", "cosine"),
+    "down_sends": ("weights", "difference"),
+    "up_from": ("received", "server"),
+}
 
 
 @dataclass(frozen=True)
@@ -36,24 +43,35 @@ class FedConfig:
     batch_size: int = 50  # local batch B
     clients: int = 100  # clients that hold data
     clients_per_round: int = 10  # clients drawn in each round
-    split: str = "iid"  # how the images are dealt out
+    split: str = "iid"  # how the images are dealt out: iid, classes:2 (classes a client), dirichlet:0.5 (alpha)
     lr: float = 0.1  # step size of the clients' SGD
-    momentum: float = 0.0  # its momentum, reset at every round
-    weight_decay: float = 0.0  # its weight decay
+    lr_schedule: str = "constant"  # over the rounds: constant, or cosine: down to lr_min along half a cosine
+    lr_min: float = 1e-6  # where the cosine schedule ends
+    momentum: float = 0.0  # of the clients' SGD, reset at every round
+    weight_decay: float = 0.0  # of the clients' SGD
+    max_norm: float = 0.0  # longer gradients of a batch are shortened to it; 0: no limit
+    augment: bool = False  # random crop, flip and colour jitter of the training images
+    server_lr: float = 1.0  # the server subtracts so many times the mean update
+    down_sends: str = "weights"  # the weights (the paper), or their difference to what clients hold, to all clients
+    up_from: str = "received"  # an update counts from the received weights, or from the server's exact ones (ideal)
+    down_feedback: bool = False  # the server adds what the down link lost last time to its next message
+    up_feedback: bool = False  # each client adds what the up link lost to its next message
+    evaluate_every: int = 1  # rounds between two measurements of the accuracy; the last round always has one
     seed: int = 0  # fixes weights, split, sampling, shuffling and rounding
 
     def __post_init__(self):
-        for field in fields(self):
-            object.__setattr__(self, field.name, _as_type(field.type, field.name, getattr(self, field.name)))
+        for each in fields(self):
+            object.__setattr__(self, each.name, _as_type(each.type, each.name, getattr(self, each.name)))
         parse_link(self.down)
         parse_link(self.up)
-        for name, allowed in {"dataset": IMAGE_SETS, "data": DATA_CHOICES, "split": SPLITS}.items():
+        partition.parse(self.split)
+        for name, allowed in CHOICES.items():
             runs.check_choice(name, getattr(self, name), allowed)
-        for name in ("rounds", "epochs", "batch_size", "clients", "clients_per_round"):
+        for name in ("rounds", "epochs", "batch_size", "clients", "clients_per_round", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "momentum", "weight_decay"):
-            if not 0 <= getattr(self, name) < float("inf"):
+        for name in ("lr", "lr_min", "momentum", "weight_decay", "max_norm", "server_lr"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be at least 0 and below 2**63, got {self.seed}")
@@ -65,84 +83,140 @@ class FedConfig:
 
 @dataclass(eq=False)
 class History:
-    """What a run measured. rounds: one dict a round {round, accuracy, loss, bytes_down, bytes_up, seconds}."""
+    """What a run measured. rounds: one dict a round, see `rounds`."""
 
     rounds: list[dict]
     provenance: dict
 
 
 @dataclass(eq=False)
+class Progress:
+    """All that a run must remember between two rounds: enough to go on from.
+
+    held: what the clients hold, if the down link sends differences. lost_down, lost_up: error-feedback memory.
+    """
+
+    weights: State
+    number: int = 0
+    held: State | None = None
+    lost_down: State | None = None
+    lost_up: dict[int, State] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
 class Round:
-    """One finished round, with what `data capture` needs: the weights received and each client's exact update."""
+    """One finished round: its record, the weights received, each client's exact update, and where the run stands."""
 
     record: dict
     received: State
     updates: list[State]
+    progress: Progress
 
 
-def run(config: FedConfig) -> History:
+def run(config: FedConfig, workers: int = 0) -> History:
     """Run the experiment to its end and return what it measured."""
     images = load_images(config.dataset, config.data)
-    records = [finished.record for finished in rounds(config, images)]
+    records = [finished.record for finished in rounds(config, images, workers=workers)]
     return History(records, {"config": asdict(config), "source": images.source, **runs.provenance()})
 
 
-def rounds(config: FedConfig, images: Images) -> Iterator[Round]:
-    """Yield each round when it is finished."""
-    down, up = parse_link(config.down), parse_link(config.up)
+def rounds(config: FedConfig, images: Images, progress: Progress | None = None, workers: int = 0) -> Iterator[Round]:
+    """Yield each round when it is finished, from `progress` on.
+
+    A record has round, accuracy (None in rounds that are not measured), loss (the clients' mean training loss), lr,
+    bytes_down and bytes_up (all messages of the round), header_down and header_up (what of them is not codes or values)
+    and seconds. workers: threads, 0 for one on each core; the result does not depend on it.
+    """
     model = cnn(len(images.classes)).to(memory_format=torch.channels_last)  # 1.3 times as fast on the CPU
-    weights = initial_weights(model, config.seed)
-    train_x, test_x = normalise(images)
-    parts = partition.iid(len(images.train_y), config.clients, generator(config.seed, "split"))
-    for number in range(1, config.rounds + 1):
-        start = perf_counter()
-        received, down_length = send(weights, down, generator(config.seed, "down", number))
-        chosen = torch.randperm(config.clients, generator=generator(config.seed, "sample", number))
-        updates, decoded, sizes, losses, bytes_up = [], [], [], [], 0
-        for client in chosen[: config.clients_per_round].tolist():
-            mine = parts[client]
-            shuffle = generator(config.seed, "client", number, client)
-            trained, loss = train_client(model, received, train_x[mine], images.train_y[mine], config, shuffle)
-            update = {name: received[name] - trained[name] for name in received}
-            message, length = send(update, up, generator(config.seed, "up", number, client))
-            updates.append(update)
-            decoded.append(message)
-            sizes.append(len(mine))
-            losses.append(loss)
-            bytes_up += length
-        mean = weighted_mean(decoded, sizes)
-        weights = {name: weights[name] - mean[name] for name in weights}
-        record = {
-            "round": number,
-            "accuracy": accuracy(model, weights, test_x, images.test_y),
-            "loss": float(np.average(losses, weights=sizes)),
-            "bytes_down": down_length * config.clients_per_round,
-            "bytes_up": bytes_up,
-            "seconds": perf_counter() - start,
-        }
-        yield Round(record, received, updates)
+    parts = partition.split(config.split, images.train_y, config.clients, generator(config.seed, "split"))
+    train_x, test_x, prepare = _prepared(images, config.augment)
+    progress = progress or Progress(initial_weights(model, config.seed))
+    with Pool(model, workers or os.cpu_count()) as pool:
+        for number in range(progress.number + 1, config.rounds + 1):
+            start = perf_counter()
+            received, down, progress = _broadcast(config, progress, number)
+            order = torch.randperm(config.clients, generator=generator(config.seed, "sample", number))
+            chosen = order[: config.clients_per_round].tolist()
+            lr = learning_rate(config, number)
+
+            def client(client: int, received=received, progress=progress, number=number, lr=lr):
+                mine = parts[client]
+                shuffle = generator(config.seed, "client", number, client)
+                settings = {name: getattr(config, name) for name in SETTINGS}
+                trained, loss = train_client(
+                    pool.model(),
+                    received,
+                    train_x[mine],
+                    images.train_y[mine],
+                    shuffle,
+                    lr=lr,
+                    prepare=prepare,
+                    **settings,
+                )
+                origin = received if config.up_from == "received" else progress.weights
+                update = {name: origin[name] - trained[name] for name in received}
+                return update, loss, *_upload(config, progress, number, client, update)
+
+            updates, losses, deliveries, lost = zip(*pool.map(client, chosen))
+            sizes = [len(parts[client]) for client in chosen]
+            mean = weighted_mean([delivery.state for delivery in deliveries], sizes)
+            weights = {name: x - config.server_lr * mean[name] for name, x in progress.weights.items()}
+            lost_up = {**progress.lost_up, **dict(zip(chosen, lost))} if config.up_feedback else {}
+            progress = Progress(weights, number, progress.held, progress.lost_down, lost_up)
+            measured = number % config.evaluate_every == 0 or number == config.rounds
+            readers = config.clients if config.down_sends == "difference" else len(chosen)
+            record = {
+                "round": number,
+                "accuracy": accuracy(pool, weights, test_x, images.test_y) if measured else None,
+                "loss": float(np.average(losses, weights=sizes)),
+                "lr": lr,
+                "bytes_down": down.bytes * readers,
+                "bytes_up": sum(delivery.bytes for delivery in deliveries),
+                "header_down": down.header * readers,
+                "header_up": sum(delivery.header for delivery in deliveries),
+                "seconds": perf_counter() - start,
+            }
+            yield Round(record, received, list(updates), progress)
 
 
-def train_client(
-    model: nn.Module, weights: State, x: Tensor, y: Tensor, config: FedConfig, shuffle
-) -> tuple[State, float]:
-    """E epochs of SGD from `weights` on one client's images; returns the trained weights and the mean loss."""
-    model.load_state_dict(weights)
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
-    losses = []
-    for _ in range(config.epochs):
-        for batch in torch.randperm(len(y), generator=shuffle).split(config.batch_size):
-            optimizer.zero_grad()
-            loss = cross_entropy(model(x[batch]), y[batch])
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-    if not np.isfinite(losses).all():
-        raise FloatingPointError(
-            f"a client's loss became {losses[-1]} at lr={config.lr}: the training diverged; try a smaller lr"
-        )
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}, float(np.mean(losses))
+SETTINGS = ("epochs", "batch_size", "momentum", "weight_decay", "max_norm")  # of a client, straight from the config
+
+
+def learning_rate(config: FedConfig, number: int) -> float:
+    """The clients' step size in round `number`, from 1. Cosine: from lr to lr_min, per round."""
+    if config.lr_schedule == "constant":
+        return config.lr
+    return max(config.lr * (1 + math.cos(math.pi * (number - 1) / max(config.rounds - 1, 1))) / 2, config.lr_min)
+
+
+def _broadcast(config: FedConfig, progress: Progress, number: int) -> tuple[State, Delivery, Progress]:
+    """The server's message to the clients of a round: what they hold then, what it cost, and what is remembered."""
+    link, coins, weights, held = parse_link(config.down), generator(config.seed, "down", number), progress.weights, None
+    if config.down_sends == "difference":
+        if progress.held is None:  # nobody can add a difference to nothing: once, the weights as they are
+            delivery = send(weights, parse_link("none"))
+            return delivery.state, delivery, Progress(weights, progress.number, delivery.state)
+        held = progress.held
+        weights = {name: x - held[name] for name, x in weights.items()}
+    lost = progress.lost_down
+    if config.down_feedback:
+        delivery, lost = send_with_memory(weights, lost, link, coins)
+    else:
+        delivery = send(weights, link, coins)
+    received = {name: held[name] + x for name, x in delivery.state.items()} if held else delivery.state
+    return (
+        received,
+        delivery,
+        Progress(progress.weights, progress.number, received if held else None, lost, progress.lost_up),
+    )
+
+
+def _upload(config: FedConfig, progress: Progress, number: int, client: int, update: State):
+    """A client's message to the server, and what the link lost of it (None without feedback)."""
+    link, coins = parse_link(config.up), generator(config.seed, "up", number, client)
+    if not config.up_feedback:
+        return send(update, link, coins), None
+    return send_with_memory(update, progress.lost_up.get(client), link, coins)
 
 
 def weighted_mean(states: list[State], sizes: list[int]) -> State:
@@ -151,21 +225,24 @@ def weighted_mean(states: list[State], sizes: list[int]) -> State:
     return {name: sum(share * state[name] for share, state in zip(shares, states)) for name in states[0]}
 
 
-def accuracy(model: nn.Module, weights: State, x: Tensor, y: Tensor) -> float:
-    """Fraction of x classified as y."""
-    model.load_state_dict(weights)
-    model.eval()
-    with torch.inference_mode():
-        hits = sum((model(part).argmax(1) == truth).sum().item() for part, truth in zip(x.split(100), y.split(100)))
-    return hits / len(y)
-
-
 def normalise(images: Images) -> tuple[Tensor, Tensor]:
     """Training and test images as float32, with zero mean and unit spread per channel of the training images."""
+    train_x, test_x, _ = _prepared(images, augmented=False)
+    return train_x, test_x
+
+
+def _prepared(images: Images, augmented: bool):
+    """Training images, test images, and what is done to a batch of training images before the network sees it."""
     pixels = images.train_x.transpose(0, 1).flatten(1).float() / 255
     mean, spread = pixels.mean(1).view(3, 1, 1), pixels.std(1).view(3, 1, 1)
-    parts = [(x / 255 - mean) / spread for x in (images.train_x, images.test_x)]
-    return tuple(x.contiguous(memory_format=torch.channels_last) for x in parts)
+
+    def scaled(x: Tensor) -> Tensor:
+        return ((x - mean) / spread).contiguous(memory_format=torch.channels_last)
+
+    train_x, test_x = images.train_x / 255, images.test_x / 255
+    if augmented:
+        return train_x, scaled(test_x), lambda batch, shuffle: scaled(augment(batch, shuffle))
+    return scaled(train_x), scaled(test_x), lambda batch, shuffle: batch
 
 
 def generator(seed: int, purpose: str, *numbers: int) -> torch.Generator:
@@ -175,14 +252,17 @@ def generator(seed: int, purpose: str, *numbers: int) -> torch.Generator:
 
 
 def _as_type(kind: type, name: str, value):
-    """value as the plain int, float or str that a field wants (numpy numbers too); ValueError names the field."""
+    """value as the plain int, float, bool or str that a field wants (numpy numbers too); ValueError names the field."""
     try:
+        if kind is bool:
+            if not isinstance(value, (bool, np.bool_)):
+                raise TypeError
+            return bool(value)
         if isinstance(value, bool) or (kind is str and not isinstance(value, str)):
             raise TypeError
         if kind is float and isinstance(value, str):
             raise TypeError
         return operator.index(value) if kind is int else kind(value)
     except (TypeError, ValueError):
-        raise ValueError(
-            f"{name} must be {'a whole number' if kind is int else kind.__name__}, got {value!r}"
-        ) from None
+        wanted = {int: "a whole number", bool: "True or False"}.get(kind, kind.__name__)
+        raise ValueError(f"{name} must be {wanted}, got {value!r}") from None

@@ -56,12 +56,32 @@ def parse_link(text: str) -> Link:
         raise ValueError(f"link {text!r}: {error}") from None
 
 
-def send(
-    state: Mapping[str, Tensor], link: Link, generator: torch.Generator | None = None
-) -> tuple[dict[str, Tensor], int]:
-    """What the receiver holds after one message, and the bytes that the message had."""
+@dataclass(frozen=True, eq=False)
+class Delivery:
+    """What the receiver holds after one message, the bytes that the message had, and how many of them were header."""
+
+    state: dict[str, Tensor]
+    bytes: int
+    header: int
+
+
+def send(state: Mapping[str, Tensor], link: Link, generator: torch.Generator | None = None) -> Delivery:
+    """Encode, count, decode: one message over the link. generator: for stochastic rounding and masks."""
     blob = wire.encode(state, link.quantizer, mask=link.mask, entropy=link.entropy, generator=generator)
-    return wire.decode(blob, limit=math.inf), len(blob)
+    codes = sum(len(part.payload) for part in wire.inspect(blob).parts)
+    return Delivery(wire.decode(blob, limit=math.inf), len(blob), len(blob) - codes)
+
+
+def send_with_memory(
+    state: Mapping[str, Tensor], lost: Mapping[str, Tensor] | None, link: Link, generator: torch.Generator | None = None
+) -> tuple[Delivery, dict[str, Tensor]]:
+    """`send` with error feedback: what the last message lost is added to this one (Seide et al. 2014).
+
+    lost: what this function returned the last time, None at first. Returns the delivery and what it lost.
+    """
+    wanted = {name: x + lost[name] if lost and x.is_floating_point() else x for name, x in state.items()}
+    delivery = send(wanted, link, generator)
+    return delivery, {name: x - delivery.state[name] for name, x in wanted.items() if x.is_floating_point()}
 
 
 def _setting(text: str, setting: str, allowed: list[str]) -> tuple[str, str | float]:

@@ -1,0 +1,120 @@
+"""A run that is killed goes on and ends as if it had not been; a second process and a full disk do no harm."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from cosquant_lite import runs, store
+from cosquant_lite.datasets import load_images
+from cosquant_lite.federated import FedConfig, rounds
+
+OPTIONS = {"data": "embedded", "rounds": 5, "clients": 6, "clients_per_round": 2, "batch_size": 50,
+           "up": "cosine:1", "up_feedback": True, "down": "cosine:4,rounding=stochastic"}  # fmt: skip
+CONFIG = FedConfig(**OPTIONS)
+SCRIPT = f"""
+import sys
+from pathlib import Path
+from cosquant_lite import store
+from cosquant_lite.datasets import load_images
+from cosquant_lite.federated import FedConfig
+config = FedConfig(**{OPTIONS!r})
+for record in store.resume(Path(sys.argv[1]), config, load_images("cifar10", "embedded")):
+    print("round", record["round"], flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load_images("cifar10", "embedded")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(images):
+    return without_time(finished.record for finished in rounds(CONFIG, images))
+
+
+def without_time(records):
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+
+
+def test_killed_again_and_again_it_ends_with_the_same_history(tmp_path, images, uninterrupted):
+    for rounds_seen in (1, 2, 1):
+        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        for _ in range(rounds_seen):
+            process.stdout.readline()
+        time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert 1 <= len(lines(tmp_path)) <= 5
+    assert without_time(store.resume(tmp_path, CONFIG, images)) == uninterrupted
+    assert without_time(lines(tmp_path)) == uninterrupted
+    assert len(json.loads((tmp_path / "config.json").read_text())["sessions"]) >= 2
+
+
+def test_half_a_line_and_a_line_without_checkpoint_are_computed_again(tmp_path, images, uninterrupted):
+    running = store.resume(tmp_path, CONFIG, images)
+    next(running)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    next(running)
+    running.close()
+    (tmp_path / "checkpoint.pt").write_bytes(before)  # killed between the line and its checkpoint
+    with open(tmp_path / "rounds.jsonl", "a") as file:
+        file.write('{"round": 3, "accu')
+    assert without_time(store.resume(tmp_path, CONFIG, images)) == uninterrupted
+
+
+def test_a_finished_run_is_only_read(tmp_path, images, uninterrupted):
+    list(store.resume(tmp_path, CONFIG, images))
+    start = time.perf_counter()
+    assert without_time(store.resume(tmp_path, CONFIG, images)) == uninterrupted
+    assert time.perf_counter() - start < 2
+
+
+def test_a_second_process_says_so_and_stops(tmp_path, images):
+    running = store.resume(tmp_path, CONFIG, images)
+    next(running)
+    other = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert other.returncode != 0
+    assert "another process is working on" in other.stderr
+    next(running)
+    assert len(lines(tmp_path)) == 2
+
+
+def test_a_full_disk_is_an_error_that_loses_nothing(tmp_path, images, uninterrupted, monkeypatch):
+    real, running = runs.write_atomic, store.resume(tmp_path, CONFIG, images)
+    next(running)
+    monkeypatch.setattr(runs, "write_atomic", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        next(running)
+    monkeypatch.setattr(runs, "write_atomic", real)
+    assert without_time(store.resume(tmp_path, CONFIG, images)) == uninterrupted
+
+
+def full_disk(path, content):
+    raise OSError(28, "No space left on device")
+
+
+def test_directories_are_named_by_the_configuration(tmp_path):
+    first, same, other = (store.directory(tmp_path, FedConfig(up="cosine:2", lr=lr)) for lr in (0.1, 0.1, 0.2))
+    assert first == same != other
+    assert "cosine_2" in first.name
+    assert first.parent == tmp_path
+
+
+def test_a_checkpoint_holds_all_that_the_next_round_needs(tmp_path, images):
+    list(store.resume(tmp_path, FedConfig(**{**OPTIONS, "rounds": 2}), images))
+    stored = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    last = list(rounds(FedConfig(**{**OPTIONS, "rounds": 2}), images))[-1].progress
+    assert stored["number"] == 2
+    assert all(torch.equal(stored["weights"][name], x) for name, x in last.weights.items())
+    assert stored["lost_up"].keys() == last.lost_up.keys()

@@ -1,0 +1,52 @@
+"""Augmentation against torchvision, the gradient guard, and a diverging client."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from torchvision.transforms.v2 import functional as reference
+
+from cosquant_lite.models import cnn, initial_weights
+from cosquant_lite.training import JITTER, augment, train_client
+
+
+def test_augmentation_is_torchvisions_with_our_random_numbers():
+    x = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    ours, draws = augment(x, torch.Generator().manual_seed(1)), torch.Generator().manual_seed(1)
+    corners = torch.randint(0, 9, (2, 40), generator=draws)
+    flipped = torch.rand(40, generator=draws) < 0.5
+    factors = 1 + JITTER * (2 * torch.rand(3, 40, generator=draws) - 1)
+    for i in range(40):
+        image = reference.crop(reference.pad(x[i], 4), int(corners[0, i]), int(corners[1, i]), 32, 32)
+        image = reference.horizontal_flip(image) if flipped[i] else image
+        image = reference.adjust_brightness(image, factors[0, i].item())
+        image = reference.adjust_contrast(image, factors[1, i].item())
+        image = reference.adjust_saturation(image, factors[2, i].item())
+        torch.testing.assert_close(ours[i], image, rtol=0, atol=2e-4)
+    assert 0.6 < factors.min() < 0.7 < 1.3 < factors.max() < 1.4
+    assert corners.min() == 0
+    assert corners.max() == 8
+
+
+def one_step(**options):
+    model, x = cnn(), torch.randn(50, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    y = torch.randint(10, (50,), generator=torch.Generator().manual_seed(1))
+    weights = initial_weights(model, 0)
+    settings = {"epochs": 1, "batch_size": 50, "lr": 0.1, **options}
+    trained, _ = train_client(model, weights, x, y, torch.Generator().manual_seed(2), **settings)
+    model.load_state_dict(weights)
+    gradients = torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters()))
+    length = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    moved = torch.cat([(trained[name] - x).flatten() for name, x in weights.items()]).norm()
+    return moved.item(), 0.1 * length.item()
+
+
+def test_long_gradients_are_shortened_and_short_ones_are_not():
+    moved, full = one_step()
+    assert moved == pytest.approx(full, rel=1e-4)
+    assert one_step(max_norm=full * 5)[0] == pytest.approx(full / 2, rel=1e-4)
+    assert one_step(max_norm=full * 20)[0] == pytest.approx(full, rel=1e-4)
+
+
+def test_a_client_that_diverges_says_so():
+    with pytest.raises(FloatingPointError, match=r"diverged; try a smaller lr or a max_norm"):
+        one_step(lr=1e6, epochs=20)
