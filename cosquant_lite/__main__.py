@@ -96,7 +96,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, **shown)
         else:
             parser.add_argument(flag, type=field.type, **shown)
-    parser.add_argument("--out", type=Path, help="keep the history in this JSON file, written after every round")
+    parser.add_argument("--runs", type=Path, default="build/runs", help="where runs are kept (default: build/runs)")
+    parser.add_argument("--out", type=Path, help="write the history into this JSON file too, after every round")
+    parser.add_argument("--workers", type=int, default=0, help="threads (default: one for each core)")
     parser.set_defaults(command=_run)
 
 
@@ -105,14 +107,16 @@ def _run(args: argparse.Namespace) -> None:
 
     from tqdm import tqdm
 
-    from cosquant_lite import runs
+    from cosquant_lite import runs, store
     from cosquant_lite.datasets import load_images
-    from cosquant_lite.federated import FedConfig, rounds
+    from cosquant_lite.federated import FedConfig
 
     config = FedConfig(**{field.name: getattr(args, field.name) for field in fields(FedConfig)})
     images = load_images(config.dataset, config.data)
+    folder = store.directory(args.runs, config)
     print(
-        f"data: {images.source}\ndown: {config.down}, up: {config.up}, {config.clients_per_round} of {config.clients} clients a round"
+        f"data: {images.source}\ndown: {config.down}, up: {config.up}, {config.clients_per_round} of {config.clients} clients a round\n"
+        f"kept in {folder}: the same command goes on after an interruption"
     )
 
     def save() -> None:
@@ -123,10 +127,11 @@ def _run(args: argparse.Namespace) -> None:
     records = []
     save()  # a path that cannot be written is an error before the training, not after it
     with tqdm(total=config.rounds, unit="round", disable=not sys.stderr.isatty()) as progress:
-        for finished in rounds(config, images):
-            records.append(finished.record)
+        for record in store.resume(folder, config, images, args.workers):
+            records.append(record)
             save()
-            progress.write(_line(finished.record))
+            progress.write(_line(record))
+            progress.set_postfix_str(f"{sum(r['bytes_down'] + r['bytes_up'] for r in records) / 1e6:,.1f} MB")
             progress.update()
     total = sum(record["bytes_down"] + record["bytes_up"] for record in records)
     print(f"sum: {total:,} bytes both ways")

@@ -32,10 +32,11 @@ def versions() -> dict[str, str]:
 
 def command_line() -> str:
     """The command that is running, as a reader would type it, without paths of this machine."""
+    places = ("--out", "--runs")
     words = [
         word
         for before, word in zip(["", *sys.argv[1:]], sys.argv[1:])
-        if before != "--out" and not word.startswith("--out")
+        if before not in places and not word.startswith(places)
     ]
     return " ".join(["python -m cosquant_lite", *words])
 

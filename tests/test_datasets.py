@@ -305,6 +305,8 @@ def test_real_images_train_a_round_with_two_bits_up(root, tmp_path, capsys):
                 "2",
                 "--up",
                 "cosine:2",
+                "--runs",
+                str(root / "runs"),
             ]
         )
         == 0

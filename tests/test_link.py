@@ -55,17 +55,19 @@ def test_a_wrong_link_string_names_the_bad_part(text, named):
 
 def test_send_delivers_the_roundtrip_and_counts_its_bytes():
     x = torch.randn(100, generator=torch.Generator().manual_seed(0))
-    received, length = send({"x": x}, parse_link("cosine:2"))
-    assert torch.equal(received["x"], Cosine(2).roundtrip(x))
-    assert 25 < length < 25 + 64
+    delivery = send({"x": x}, parse_link("cosine:2"))
+    assert torch.equal(delivery.state["x"], Cosine(2).roundtrip(x))
+    assert delivery.bytes == delivery.header + 25
+    assert 15 < delivery.header < 64
 
 
 def test_mask_and_entropy_reach_the_message():
     x = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
     lengths = {}
     for text in ("cosine:2", "cosine:2,entropy=ans", "cosine:2,mask=0.1", "none,mask=0.1"):
-        received, lengths[text] = send({"x": x}, parse_link(text), torch.Generator().manual_seed(1))
-        share = (received["x"] != 0).float().mean()
+        delivery = send({"x": x}, parse_link(text), torch.Generator().manual_seed(1))
+        lengths[text] = delivery.bytes
+        share = (delivery.state["x"] != 0).float().mean()
         assert abs(share - (0.1 if "mask" in text else 1)) < 0.01
     assert lengths["cosine:2"] > lengths["cosine:2,entropy=ans"] > 5 * lengths["cosine:2,mask=0.1"]
     with pytest.raises(ValueError, match="a random mask needs generator="):

@@ -52,13 +52,15 @@ def test_run_writes_a_history_and_refuses_a_wrong_flag(tmp_path, capsys):
         "--up",
         "cosine:2",
     ]
-    assert main([*words, "--out", str(out)]) == 0
+    assert main([*words, "--runs", str(tmp_path / "runs"), "--out", str(out)]) == 0
     history = json.loads(out.read_text())
     assert [record["round"] for record in history["rounds"]] == [1, 2]
     assert history["config"]["up"] == "cosine:2"
     assert "not CIFAR-10" in history["source"]
     assert str(tmp_path) not in json.dumps(history)
-    assert main([*words, "--out", str(tmp_path)]) == 2, "a folder cannot be written as a file; said before training"
+    assert main([*words, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 2, (
+        "a folder cannot be written as a file; said before training"
+    )
     assert capsys.readouterr().out.count("accuracy") == 2
     assert main(["run", "--up", "cosin:2"]) == 2
     assert "unknown quantizer 'cosin'; allowed: none, cosine, uniform" in capsys.readouterr().err
