@@ -1,0 +1,82 @@
+"""Named experiments and how large they are run; the command that runs a set of them and keeps the results.
+
+example: python -m cosquant_lite.experiments --profile reference --only float32,cosine-2 --seeds 0,1,2
+Finished ones are only read, interrupted ones go on; each result is one JSON file, written when its run is finished.
+"""
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cosquant_lite import runs, store
+from cosquant_lite.datasets import load_images
+from cosquant_lite.federated import FedConfig
+
+MINMAX = "clip=0,rounding=stochastic,range=minmax"  # the usual "linear" baseline
+EXPERIMENTS = {
+    "float32": {},
+    "cosine-2": {"up": "cosine:2"},
+    "uniform-2": {"up": "uniform:2"},  # symmetric, with the cosine's clip and rounding
+    "minmax-2": {"up": f"uniform:2,{MINMAX}"},
+    "cosine-1": {"up": "cosine:1"},
+    "cosine-2-down-8": {"up": "cosine:2", "down": "cosine:8"},
+    "cosine-2-down-4": {"up": "cosine:2", "down": "cosine:4"},
+    "cosine-4-down-4": {"up": "cosine:4", "down": "cosine:4"},
+    "minmax-2-down-4": {"up": f"uniform:2,{MINMAX}", "down": f"uniform:4,{MINMAX}"},
+}
+PROFILES = {
+    "quick": {"data": "embedded", "rounds": 15, "clients": 20, "clients_per_round": 5, "batch_size": 25},
+    "reference": {"data": "real", "rounds": 100, "evaluate_every": 5},  # E = 1, plain SGD: minutes on a CPU
+    "full": {  # the paper group's set-up
+        "data": "real", "rounds": 2000, "epochs": 5, "momentum": 0.9, "weight_decay": 1e-4, "lr_schedule": "cosine",
+        "augment": True, "evaluate_every": 20,
+    },
+}  # fmt: skip
+
+
+def config(name: str, profile: str, seed: int = 0, **others) -> FedConfig:
+    """The configuration of a named experiment. ValueError lists the names."""
+    runs.check_choice("experiment", name, tuple(EXPERIMENTS))
+    runs.check_choice("profile", profile, tuple(PROFILES))
+    return FedConfig(**{**PROFILES[profile], **EXPERIMENTS[name], "seed": seed, **others})
+
+
+def result(name: str, settings: FedConfig, source: str, records: list[dict]) -> dict:
+    """What is committed of a run: one list a column, in the order of the rounds."""
+    columns = {key: [record[key] for record in records] for key in records[0]}
+    return {"name": name, "config": asdict(settings), "source": source, **runs.provenance(), "rounds": columns}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run what is asked for, one after the other, and write each result."""
+    parser = argparse.ArgumentParser("python -m cosquant_lite.experiments", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)} (default: quick)")
+    parser.add_argument("--only", default=",".join(EXPERIMENTS), help="names, separated by commas (default: all)")
+    parser.add_argument("--seeds", default="0", help="separated by commas (default: 0)")
+    parser.add_argument("--split", default="iid", help="iid, classes:2, dirichlet:0.5 (default: iid)")
+    parser.add_argument("--runs", type=Path, default="build/runs", help="where runs are kept (default: build/runs)")
+    parser.add_argument("--out", type=Path, default="build/results", help="where results go (default: build/results)")
+    args = parser.parse_args(argv)
+    try:
+        wanted = [(name, int(seed)) for seed in args.seeds.split(",") for name in args.only.split(",")]
+        plan = [(name, config(name, args.profile, seed, split=args.split)) for name, seed in wanted]
+        for name, settings in plan:
+            images = load_images(settings.dataset, settings.data)
+            folder = store.directory(args.runs, settings)
+            steps = store.resume(folder, settings, images)
+            label = f"{name}, {settings.split}, seed {settings.seed}"
+            records = list(tqdm(steps, label, settings.rounds, unit="round", disable=not sys.stderr.isatty()))
+            file = args.out / f"{name}-{settings.split.replace(':', '')}-seed{settings.seed}.json"
+            runs.write_json(file, result(name, settings, images.source, records))
+            print(f"{label}: accuracy {records[-1]['accuracy']:.2%}", flush=True)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""The table of experiments, and the command that runs them."""
+
+import json
+
+import pytest
+
+from cosquant_lite import experiments
+from cosquant_lite.federated import FedConfig
+
+
+@pytest.mark.parametrize("profile", experiments.PROFILES)
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+def test_every_experiment_is_a_valid_configuration(name, profile):
+    config = experiments.config(name, profile, seed=3)
+    assert isinstance(config, FedConfig)
+    assert config.seed == 3
+
+
+def test_a_wrong_name_lists_the_right_ones(capsys):
+    assert experiments.main(["--only", "cosine-3"]) == 2
+    assert "unknown experiment 'cosine-3'; allowed: float32, cosine-2" in capsys.readouterr().err
+
+
+def test_results_are_written_and_a_second_call_only_reads(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(experiments.PROFILES, "quick", {**experiments.PROFILES["quick"], "rounds": 2})
+    words = ["--only", "cosine-2", "--seeds", "0,1", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
+    assert experiments.main(words) == 0
+    first = (tmp_path / "cosine-2-iid-seed1.json").read_text()
+    stored = json.loads(first)
+    assert stored["config"]["up"] == "cosine:2"
+    assert stored["rounds"]["round"] == [1, 2]
+    assert "not CIFAR-10" in stored["source"]
+    assert "cosine-2, iid, seed 0: accuracy" in capsys.readouterr().out
+    assert experiments.main(words) == 0
+    assert (tmp_path / "cosine-2-iid-seed1.json").read_text() == first
