@@ -80,15 +80,20 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     n, size = len(x), x.shape[-1]
     corners = torch.randint(0, 9, (2, n), generator=generator)
     flipped = torch.rand(n, generator=generator) < 0.5
-    brightness, contrast, saturation = 1 + JITTER * (2 * torch.rand(3, n, 1, 1, 1, generator=generator) - 1)
+    factors = 1 + JITTER * (2 * torch.rand(3, n, 1, 1, 1, generator=generator) - 1)
+    brightness, contrast, saturation = factors.to(x.device)
+    grey_of = GREY.to(x.device)
     rows = corners[0].view(n, 1) + torch.arange(size)
     columns = corners[1].view(n, 1) + torch.arange(size)
     columns = torch.where(flipped.view(n, 1), columns.flip(1), columns)
-    x = pad(x, (4, 4, 4, 4))[torch.arange(n).view(n, 1, 1), :, rows.view(n, size, 1), columns.view(n, 1, size)]
+    rows, columns = rows.to(x.device), columns.to(x.device)
+    x = pad(x, (4, 4, 4, 4))[
+        torch.arange(n, device=x.device).view(n, 1, 1), :, rows.view(n, size, 1), columns.view(n, 1, size)
+    ]
     x = (x.permute(0, 3, 1, 2) * brightness).clamp(0, 1)
-    mean_grey = (x * GREY).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    mean_grey = (x * grey_of).sum(1, keepdim=True).mean((2, 3), keepdim=True)
     x = (mean_grey + contrast * (x - mean_grey)).clamp(0, 1)
-    grey = (x * GREY).sum(1, keepdim=True)
+    grey = (x * grey_of).sum(1, keepdim=True)
     return (grey + saturation * (x - grey)).clamp(0, 1)
 
 

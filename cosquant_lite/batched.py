@@ -1,0 +1,55 @@
+"""The clients of a round trained together on one device: the same steps as `training.train_client`, batched over clients.
+
+One network with a leading client dimension on every weight (torch.func.vmap). Results agree with the plain path to
+float tolerance: sums run in another order.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn.functional import cross_entropy
+
+from cosquant_lite.training import State
+
+
+def train_clients(
+    model: nn.Module,
+    weights: State,
+    x: Tensor,
+    y: Tensor,
+    shuffles: list[torch.Generator],
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    max_norm: float = 0.0,
+    prepare: Callable[[Tensor, torch.Generator], Tensor] = lambda x, shuffle: x,
+) -> list[tuple[State, float]]:
+    """`training.train_client` for K clients with n images each. x: (K, n, 3, 32, 32), y: (K, n), on the model's device."""
+    clients = torch.arange(len(y), device=y.device).view(-1, 1)
+    params = {name: w.to(y.device).expand(len(y), *w.shape).clone() for name, w in weights.items()}
+    moving = {name: torch.zeros_like(p) for name, p in params.items()}
+    step = vmap(grad_and_value(lambda params, x, y: cross_entropy(functional_call(model, params, (x,)), y)))
+    losses = []
+    for _ in range(epochs):
+        order = torch.stack([torch.randperm(y.shape[1], generator=shuffle) for shuffle in shuffles]).to(y.device)
+        for batch in order.split(batch_size, dim=1):
+            images = torch.stack([prepare(part, shuffle) for part, shuffle in zip(x[clients, batch], shuffles)])
+            gradients, loss = step(params, images, y[clients, batch])
+            losses.append(loss)
+            if max_norm:
+                norms = sum(g.flatten(1).square().sum(1) for g in gradients.values()).sqrt()
+                shorter = (max_norm / (norms + 1e-6)).clamp(max=1)
+                gradients = {name: g * shorter.view(-1, *[1] * (g.ndim - 1)) for name, g in gradients.items()}
+            for name, p in params.items():
+                moving[name] = momentum * moving[name] + gradients[name] + weight_decay * p
+                params[name] = p - lr * moving[name]
+    means = torch.stack(losses).double().mean(0).tolist()
+    if not np.isfinite(means).all():
+        raise FloatingPointError(f"a client's loss became infinite or NaN at lr={lr}: try a smaller lr or a max_norm")
+    return [({name: p[k] for name, p in params.items()}, mean) for k, mean in enumerate(means)]

@@ -1,0 +1,57 @@
+"""The clients of a round trained as one batched network, against each client by itself."""
+
+import pytest
+import torch
+
+from cosquant_lite.batched import train_clients
+from cosquant_lite.datasets import load_images
+from cosquant_lite.federated import FedConfig, rounds
+from cosquant_lite.models import cnn, initial_weights
+from cosquant_lite.training import augment, train_client
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"momentum": 0.9, "weight_decay": 1e-3}, {"max_norm": 0.5}, {"prepare": augment}],
+    ids=["plain", "momentum", "shortened", "augmented"],
+)
+def test_each_client_ends_where_it_ends_alone(options):
+    model, draws = cnn(), torch.Generator().manual_seed(0)
+    weights = initial_weights(model, 0)
+    x = torch.rand(3, 60, 3, 32, 32, generator=draws)
+    y = torch.randint(10, (3, 60), generator=draws)
+    settings = {"epochs": 2, "batch_size": 25, "lr": 0.05, **options}
+    together = train_clients(model, weights, x, y, [torch.Generator().manual_seed(k) for k in range(3)], **settings)
+    for k, (trained, loss) in enumerate(together):
+        alone, alone_loss = train_client(model, weights, x[k], y[k], torch.Generator().manual_seed(k), **settings)
+        assert loss == pytest.approx(alone_loss, rel=1e-4)
+        off = sum((trained[name] - w).square().sum() for name, w in alone.items()).sqrt()
+        moved = sum((w - weights[name]).square().sum() for name, w in alone.items()).sqrt()
+        assert off < 0.02 * moved
+
+
+def test_a_round_together_is_a_round_alone():
+    images = load_images("cifar10", "embedded")
+    config = FedConfig(data="embedded", rounds=2, clients=15, clients_per_round=3, batch_size=25, up="cosine:8,clip=0")
+    alone, together = (list(rounds(config, images, together=way)) for way in (False, True))
+    for left, right in zip(alone, together):
+        assert left.record["bytes_up"] == right.record["bytes_up"]
+        assert left.record["loss"] == pytest.approx(right.record["loss"], rel=1e-3)
+    for name, x in alone[0].progress.weights.items():
+        torch.testing.assert_close(together[0].progress.weights[name], x, rtol=0, atol=2e-3)
+
+
+def test_a_diverging_client_is_named_here_too():
+    model, x = cnn(), torch.randn(2, 20, 3, 32, 32)
+    y, shuffles = torch.zeros(2, 20, dtype=torch.long), [torch.Generator().manual_seed(k) for k in range(2)]
+    with pytest.raises(FloatingPointError, match="try a smaller lr"):
+        train_clients(model, initial_weights(model, 0), x, y, shuffles, epochs=30, batch_size=5, lr=1e8)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_round_on_a_gpu_is_a_round_on_the_cpu():
+    images = load_images("cifar10", "embedded")
+    config = FedConfig(data="embedded", rounds=1, clients=15, clients_per_round=3, batch_size=25, augment=True)
+    here, there = (next(rounds(config, images, device=device)).progress.weights for device in ("cpu", "cuda"))
+    for name, x in here.items():
+        torch.testing.assert_close(there[name], x, rtol=0, atol=5e-3)
