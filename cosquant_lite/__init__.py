@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ below does the same, on first use
+    from cosquant_lite.comparators import Sign
     from cosquant_lite.federated import FedConfig, History, run
     from cosquant_lite.link import parse_link
     from cosquant_lite.quantize import Cosine, Quantized, Uniform
@@ -16,7 +17,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ belo
 __version__ = "0.1.0"
 
 _HOME = {
-    "Cosine": "quantize", "Uniform": "quantize", "Quantized": "quantize",
+    "Cosine": "quantize", "Uniform": "quantize", "Quantized": "quantize", "Sign": "comparators",
     "encode": "wire", "decode": "wire", "WireError": "wire",
     "parse_link": "link",
     "FedConfig": "federated", "History": "federated", "run": "federated",
@@ -26,6 +27,7 @@ __all__ = [
     "FedConfig",
     "History",
     "Quantized",
+    "Sign",
     "Uniform",
     "WireError",
     "decode",

@@ -72,7 +72,9 @@ def expand(stage: str, payload: bytes | memoryview, bits: int, n: int) -> Tensor
 
 def decode_ans(payload: bytes | memoryview, bits: int, n: int) -> Tensor:
     """The n codes of an ANS payload, flat uint8. ValueError if it is anything else."""
-    if n == 0 and len(payload) == 0:
+    if n == 0 and len(payload):
+        raise ValueError(f"ANS: {len(payload)} bytes, but there are no codes that the shape asks for")
+    if n == 0:
         return _tensor(payload)
     roots, start = _read_roots(payload, 2**bits)
     if (len(payload) - start) % 4:

@@ -1,7 +1,7 @@
 """The fast path from a tensor to packed codes and back, on all cores; same codes as `quantize.py`.
 
-Small tensors, float64 and other devices than the CPU go through the definition itself in one piece, and so does
-stochastic rounding, a chunk at a time. A large float32 tensor on the CPU takes two or three passes, compiled by numba:
+Small tensors, float64, other devices than the CPU and the comparators go through the definition itself in one piece,
+and so does stochastic rounding, a chunk at a time. A large float32 tensor on the CPU takes two or three passes, compiled by numba:
 
 1. the sum of squares, the extremes and, with a clip, the clipped maximum by counting: floats of one sign are ordered
    like the whole numbers that their bits spell, so a count of the upper 15 bits and then one of the lower 16 bits finds
@@ -30,7 +30,7 @@ from torch import Tensor
 from cosquant_lite import quantize
 from cosquant_lite.mask import take
 from cosquant_lite.packing import pack, packed_bytes, unpack
-from cosquant_lite.quantize import Cosine, Uniform
+from cosquant_lite.quantize import Cosine, ScalarQuantizer, Uniform
 
 SMALL, FEW = 2**15, 2**10  # entries below which the definition is as fast, to encode and to decode
 PER_THREAD = 2**20  # entries; starting a thread for fewer costs more than it gives
@@ -41,13 +41,13 @@ CELLS = 4096  # of the table over the axis of x
 
 
 def quantize_packed(
-    x: Tensor, quantizer: Cosine | Uniform, generator: torch.Generator | None = None, keep: Tensor | None = None
+    x: Tensor, quantizer: ScalarQuantizer, generator: torch.Generator | None = None, keep: Tensor | None = None
 ) -> tuple[tuple[float, float], Tensor]:
     """The transmitted floats and the packed codes, flat uint8 on x's device.
 
     keep: flat, boolean: which entries get codes. Other arguments, and errors, as in `Cosine.quantize`.
     """
-    if not _is_large(x):
+    if not (_is_large(x) and isinstance(quantizer, (Cosine, Uniform))):
         quantized = quantizer.quantize(x, generator, keep=keep)
         return quantized.floats, pack(quantized.codes, quantizer.bits)
     quantize.check_generator(quantizer.rounding, generator, x.device)

@@ -1,8 +1,8 @@
 """One direction of the traffic, down or up: tensors -> (mask) -> quantize -> bytes -> tensors.
 
 A link is written as a short string: `none` (float32), `cosine:2`, `cosine:2,clip=0.01,rounding=stochastic`,
-`uniform:4,range=minmax`, each also with `mask=0.05` (the share of entries that travel) and `entropy=deflate` (or ans,
-auto). Every message becomes a real byte string, and its length is the cost.
+`uniform:4,range=minmax`, `sign`, each also with `mask=0.05` (the share of entries that travel) or `rotate=hadamard`, and
+`entropy=deflate` (or ans, auto). Every message becomes a real byte string, and its length is the cost.
 """
 
 import dataclasses
@@ -14,22 +14,25 @@ import torch
 from torch import Tensor
 
 from cosquant_lite import wire
-from cosquant_lite.quantize import Cosine, Uniform
+from cosquant_lite.comparators import Sign
+from cosquant_lite.quantize import Cosine, ScalarQuantizer, Uniform
 
-BY_NAME = {"none": None, "cosine": Cosine, "uniform": Uniform}
-EXAMPLES = "'none', 'cosine:2', 'cosine:2,clip=0.01,rounding=stochastic', 'uniform:4,range=minmax', 'cosine:2,mask=0.05,entropy=ans'"
+BY_NAME = {"none": None, "cosine": Cosine, "uniform": Uniform, "sign": Sign}
+COMMON = ("mask", "entropy", "rotate")  # options of every link
+EXAMPLES = "'none', 'cosine:2', 'cosine:2,clip=0.01,rounding=stochastic', 'uniform:4,range=minmax', 'cosine:2,mask=0.05,entropy=ans', 'sign'"
 
 
 @dataclass(frozen=True)
 class Link:
     """What one direction does to its messages; the fields are arguments of `wire.encode`."""
 
-    quantizer: Cosine | Uniform | None = None
+    quantizer: ScalarQuantizer | None = None
     mask: float = 1.0
     entropy: str = "none"
+    rotate: str = "none"
 
     def __post_init__(self):
-        wire.check_options(self.entropy, self.mask)
+        wire.check_options(self.quantizer, self.entropy, self.mask, self.rotate)
 
 
 def parse_link(text: str) -> Link:
@@ -41,17 +44,19 @@ def parse_link(text: str) -> Link:
     if name not in BY_NAME:
         raise ValueError(f"link {text!r}: unknown quantizer {name!r}; allowed: {', '.join(BY_NAME)}; e.g. {EXAMPLES}")
     make = BY_NAME[name]
-    if make is None and colon:
-        raise ValueError(f"link {text!r}: 'none' takes no bits; e.g. {EXAMPLES}")
-    if make is not None and not bits.isdecimal():
+    own = [field.name for field in dataclasses.fields(make)] if make else []
+    has_bits = "bits" in own
+    if colon and not has_bits:
+        raise ValueError(f"link {text!r}: {name!r} takes no bits; e.g. {EXAMPLES}")
+    if has_bits and not bits.isdecimal():
         raise ValueError(f"link {text!r}: bits {bits!r} after {name!r}: is not a whole number; e.g. {EXAMPLES}")
-    own = [field.name for field in dataclasses.fields(make) if field.name != "bits"] if make else []
-    options = dict(_setting(text, setting, [*own, "mask", "entropy"]) for setting in settings)
+    allowed = [key for key in (*own, *COMMON) if key != "bits"]
+    options = dict(_setting(text, setting, allowed) for setting in settings)
     if len(options) < len(settings):
         raise ValueError(f"link {text!r}: the same option twice")
     try:
-        quantizer = make(bits=int(bits), **{key: options.pop(key) for key in own if key in options}) if make else None
-        return Link(quantizer, **options)
+        given = {key: options.pop(key) for key in own if key in options} | ({"bits": int(bits)} if has_bits else {})
+        return Link(make(**given) if make else None, **options)
     except ValueError as error:
         raise ValueError(f"link {text!r}: {error}") from None
 
@@ -66,8 +71,9 @@ class Delivery:
 
 
 def send(state: Mapping[str, Tensor], link: Link, generator: torch.Generator | None = None) -> Delivery:
-    """Encode, count, decode: one message over the link. generator: for stochastic rounding and masks."""
-    blob = wire.encode(state, link.quantizer, mask=link.mask, entropy=link.entropy, generator=generator)
+    """Encode, count, decode: one message over the link. generator: for stochastic rounding, masks and rotations."""
+    options = {name: getattr(link, name) for name in COMMON}
+    blob = wire.encode(state, link.quantizer, generator=generator, **options)
     codes = sum(len(part.payload) for part in wire.inspect(blob).parts)
     return Delivery(wire.decode(blob, limit=math.inf), len(blob), len(blob) - codes)
 

@@ -48,8 +48,8 @@ class Quantized:
         return self.floats[1]
 
 
-class _ScalarQuantizer:
-    """What the quantizers share. Each one adds its three formulas: side_info, position and value."""
+class ScalarQuantizer:
+    """What the quantizers share. Each one adds its three formulas: side_info (or floats), position and value."""
 
     def quantize(self, x: Tensor, generator: torch.Generator | None = None, *, keep: Tensor | None = None) -> Quantized:
         """Codes of x and the transmitted floats.
@@ -63,10 +63,14 @@ class _ScalarQuantizer:
         check_tensor(x)
         check_generator(self.rounding, generator, x.device)
         x = x.detach().double().contiguous()
-        floats = self.side_info(*statistics(x, self.clip))
+        floats = self.floats(x)
         return Quantized(
             self.codes(x if keep is None else x.flatten()[keep], floats, generator), self.bits, floats, self.scheme
         )
+
+    def floats(self, x: Tensor) -> tuple[float, float]:
+        """The transmitted floats of a float64 tensor, each exactly a float32."""
+        return self.side_info(*statistics(x, self.clip))
 
     def codes(self, x: Tensor, floats: tuple[float, float], generator: torch.Generator | None = None) -> Tensor:
         """uint8 codes of x, its shape, for transmitted floats that are already known."""
@@ -102,7 +106,7 @@ class _ScalarQuantizer:
 
 
 @dataclass(frozen=True)
-class Cosine(_ScalarQuantizer):
+class Cosine(ScalarQuantizer):
     """Quantize the angle of each entry against the norm, uniformly (CosSGD, arXiv 2012.08241).
 
         theta = arccos(x / norm)                     in [0, pi]
@@ -131,9 +135,9 @@ class Cosine(_ScalarQuantizer):
 
     def side_info(self, norm: float, largest: float, low: float, high: float) -> tuple[float, float]:
         """(norm, bound) from the `statistics` of a tensor."""
-        norm = _float32(norm, "norm")
+        norm = as_float32(norm, "norm")
         cosine = min(largest / norm, 1.0) if norm > 0 else 0.0  # a zero tensor: every angle is pi / 2
-        return norm, _float32(math.acos(cosine), "bound")
+        return norm, as_float32(math.acos(cosine), "bound")
 
     def position(self, x: Tensor, floats: tuple[float, float]) -> Tensor:
         """u: where the entries of x lie on the axis of codes, float64 in [0, levels - 1]."""
@@ -154,7 +158,7 @@ class Cosine(_ScalarQuantizer):
 
 
 @dataclass(frozen=True)
-class Uniform(_ScalarQuantizer):
+class Uniform(ScalarQuantizer):
     """Quantize the value on an even grid from low to high: the textbook quantizer and the usual "linear" baseline.
 
         u     = (x - low) / (high - low) * (levels - 1)
@@ -176,13 +180,13 @@ class Uniform(_ScalarQuantizer):
 
     def __post_init__(self):
         _check_options(self)
-        _check_choice("range", self.range, RANGES)
+        check_choice("range", self.range, RANGES)
 
     def side_info(self, norm: float, largest: float, low: float, high: float) -> tuple[float, float]:
         """(low, high) from the `statistics` of a tensor."""
         if self.range == "symmetric":
             low, high = -largest, largest
-        low, high = _float32(max(low, -largest), "low"), _float32(min(high, largest), "high")
+        low, high = as_float32(max(low, -largest), "low"), as_float32(min(high, largest), "high")
         return low, max(low, high)
 
     def position(self, x: Tensor, floats: tuple[float, float]) -> Tensor:
@@ -240,7 +244,7 @@ def check_generator(rounding: str, generator: torch.Generator | None, device: to
         )
 
 
-def _float32(value: float, name: str) -> float:
+def as_float32(value: float, name: str) -> float:
     """value rounded to what a transmitted float32 holds."""
     if abs(value) > FLOAT32_MAX:
         raise ValueError(f"{name} {value:.3g} is beyond the float32 that is transmitted (at most {FLOAT32_MAX:.3g})")
@@ -256,9 +260,9 @@ def _check_options(quantizer: Cosine | Uniform) -> None:
         raise ValueError(f"clip must be a number in [0, 0.5), got {clip!r}")
     object.__setattr__(quantizer, "bits", operator.index(bits))
     object.__setattr__(quantizer, "clip", float(clip))
-    _check_choice("rounding", quantizer.rounding, ROUNDINGS)
+    check_choice("rounding", quantizer.rounding, ROUNDINGS)
 
 
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

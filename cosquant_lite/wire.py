@@ -5,9 +5,10 @@ on all bytes but the last) of at most 9 bytes.
 
     magic      4 bytes  b"CQLT"
     version    u8       2
-    masked     u8       0, or 1: a random mask follows
+    extra      u8       0; 1: masked; 2: rotated
       keep     f64      only if masked: the probability p with which an entry of a floating-point tensor travels
-      seed     u64      only if masked: which entries travel; cosquant_lite/mask.py says how
+      seed     u64      only if masked or rotated: which entries travel, or which signs flip; cosquant_lite/mask.py and
+                        cosquant_lite/rotation.py say how
     count      number   of tensors
     then per tensor
       name     number of bytes, then that many bytes of UTF-8
@@ -26,12 +27,13 @@ What a code c of scheme 1 or 2 stands for, with L = 2**bits, in float64 arithmet
 bound) / (L - 1)), and 0 if norm = 0 or bound >= pi / 2. uniform: low + c (high - low) / (L - 1). In a masked frame it
 is divided by p; then it is rounded to float32, and then to the tensor's dtype. Raw values of floating-point tensors in
 a masked frame are divided by p in float64 and rounded to their dtype. Entries that do not travel are 0; tensors that
-are not floating-point are never masked.
+are not floating-point are never masked. In a rotated frame the values of scheme 1 and 2, rounded to float32, are the
+rotated ones: the rotation is undone in float64, and that is rounded to float32, and then to the tensor's dtype.
 
 A decoder refuses what no encoder writes: a number with a needless last byte 0, fill bits that are not 0, two tensors of
-one name, a shape whose product, zeros left out, is 2**48 or more, floats that are not finite.
+one name, a shape whose product, zeros left out, is 2**48 or more, floats or values that are not finite.
 
-A frame costs at most 19 bytes, 35 with a mask, and per tensor 15 bytes, one for each 7 bits of a dimension, of the
+A frame costs at most 19 bytes, 35 with a mask, 27 with a rotation, and per tensor 15 bytes, one for each 7 bits of a dimension, of the
 payload's length and of the name's length, and the name. There is no pickle in it, and the same tensors and generator
 state give the same bytes. Test vector (tests/test_wire.py decodes it): {"w": float32 [1, -2, 3, 0.5], "n": int64 7},
 Cosine(bits=2, clip=0), is
@@ -52,10 +54,10 @@ import xxhash
 from torch import Tensor
 
 from cosquant_lite import entropy as lossless
-from cosquant_lite import kernels
+from cosquant_lite import kernels, rotation
 from cosquant_lite.mask import Mask, spread, take
 from cosquant_lite.packing import packed_bytes
-from cosquant_lite.quantize import Cosine, Uniform
+from cosquant_lite.quantize import Cosine, ScalarQuantizer, Uniform, check_choice, check_tensor
 
 MAGIC, VERSION = b"CQLT", 2
 SCHEMES = ("raw", "cosine", "uniform")  # a frame stores the index
@@ -99,19 +101,24 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """What a frame says about itself. mask: None if all entries travel. header: bytes beside the parts'."""
+    """What a frame says about itself. mask: None if all entries travel. rotation: its seed, None if there is none.
+
+    header: bytes beside the parts'.
+    """
 
     mask: Mask | None
+    rotation: int | None
     parts: list[Part]
     header: int
 
 
 def encode(
     state: Mapping[str, Tensor],
-    quantizer: Cosine | Uniform | None,
+    quantizer: ScalarQuantizer | None,
     *,
     entropy: str = "none",
     mask: float = 1.0,
+    rotate: str = "none",
     generator: torch.Generator | None = None,
 ) -> bytes:
     """One frame for a named set of tensors.
@@ -119,24 +126,28 @@ def encode(
     Floating-point tensors are quantized; all others, and everything if quantizer is None, travel as they are.
     entropy: the lossless stage, "none", "deflate", "ans" or "auto", the shortest of them for each tensor.
     mask: the probability p in (0, 1] with which an entry of a floating-point tensor travels; the others arrive as 0,
-    and these divided by p. generator: for stochastic rounding and for the mask's seed.
+    and these divided by p. rotate: "none", or "hadamard": tensors are rotated at random before they are quantized, and
+    back after. generator: for stochastic rounding and for the seed of the mask or the rotation.
     ValueError and TypeError name the tensor or the option that cannot be sent.
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"expected a mapping from names to tensors, got {type(state).__name__}")
-    if not isinstance(quantizer, (Cosine, Uniform, type(None))):
+    if not isinstance(quantizer, (ScalarQuantizer, type(None))):
         raise TypeError(
-            f"expected a Cosine, a Uniform or None as quantizer, got {quantizer!r}; parse_link reads strings"
+            f"expected a Cosine, a Uniform, a Sign or None as quantizer, got {quantizer!r}; parse_link reads strings"
         )
-    check_options(entropy, mask)
+    check_options(quantizer, entropy, mask, rotate)
     sparse = Mask(float(mask), _draw_seed(generator)) if mask < 1 else None
-    parts = [struct.pack("<4sBB", MAGIC, VERSION, sparse is not None)]
+    turn = _draw_seed(generator) if rotate != "none" else None
+    parts = [struct.pack("<4sBB", MAGIC, VERSION, 1 if sparse else 2 if rotate != "none" else 0)]
     if sparse:
         parts.append(struct.pack("<dQ", sparse.p, sparse.seed))
+    if turn is not None:
+        parts.append(struct.pack("<Q", turn))
     parts.append(_number(len(state)))
     for index, (name, x) in enumerate(state.items()):
         try:
-            parts += _encode_tensor(name, x, quantizer, entropy, sparse, index, generator)
+            parts += _encode_tensor(name, x, quantizer, entropy, sparse, turn, index, generator)
         except TypeError as error:
             raise TypeError(f"tensor {name!r}: {error}") from None
         except ValueError as error:
@@ -159,7 +170,7 @@ def decode(blob: bytes, *, limit: float = LIMIT, device: torch.device | str = "c
     if device.type == "meta":
         raise ValueError("device 'meta' holds no data")
     frame = inspect(blob, limit=limit)
-    return {part.name: _decode_tensor(part, frame.mask, index, device) for index, part in enumerate(frame.parts)}
+    return {part.name: _decode_tensor(part, frame, index, device) for index, part in enumerate(frame.parts)}
 
 
 def inspect(blob: bytes, *, limit: float = math.inf) -> Frame:
@@ -180,7 +191,8 @@ def inspect(blob: bytes, *, limit: float = math.inf) -> Frame:
     if xxhash.xxh3_64_intdigest(blob[:-8]) != struct.unpack("<Q", blob[-8:])[0]:
         raise WireError("checksum mismatch: the frame was damaged or cut short")
     read = _Reader(blob[:-8], start=5)
-    mask, count = _read_mask(read), read.number()
+    mask, turn = _read_extra(read)
+    count = read.number()
     header, declared, parts = read.at + 8, 0, {}
     for _ in range(count):
         part = _read_part(read)
@@ -195,15 +207,17 @@ def inspect(blob: bytes, *, limit: float = math.inf) -> Frame:
         parts[part.name] = part
     if read.at != len(read.blob):
         raise WireError(f"{len(read.blob) - read.at} bytes are left over after the {count} tensors of the frame")
-    return Frame(mask, list(parts.values()), header)
+    return Frame(mask, turn, list(parts.values()), header)
 
 
-def frame_bytes(state: Mapping[str, Tensor], bits: int | None, *, mask: Mask | None = None) -> int:
+def frame_bytes(
+    state: Mapping[str, Tensor], bits: int | None, *, mask: Mask | None = None, rotated: bool = False
+) -> int:
     """The length of `encode(state, ...)` without a lossless stage, by formula.
 
-    bits: of each entry of float tensors, None for as they are. mask: as in the frame.
+    bits: of each entry of float tensors, None for as they are. mask, rotated: as in the frame.
     """
-    total = 6 + (16 if mask else 0) + len(_number(len(state))) + 8
+    total = 6 + (16 if mask else 8 if rotated else 0) + len(_number(len(state))) + 8
     for index, (name, x) in enumerate(state.items()):
         floating = x.is_floating_point()
         n = int(mask.kept(x.numel(), index).count_nonzero()) if floating and mask else x.numel()
@@ -214,32 +228,38 @@ def frame_bytes(state: Mapping[str, Tensor], bits: int | None, *, mask: Mask | N
     return total
 
 
-def check_options(entropy: str, mask: float) -> None:
-    """ValueError if there is no such lossless stage, or no such probability."""
-    if entropy not in lossless.CHOICES:
-        raise ValueError(f"entropy must be one of {', '.join(map(repr, lossless.CHOICES))}, got {entropy!r}")
+def check_options(quantizer: ScalarQuantizer | None, entropy: str, mask: float, rotate: str) -> None:
+    """ValueError if there is no such lossless stage, probability or rotation, or if they do not go together."""
+    check_choice("entropy", entropy, lossless.CHOICES)
+    check_choice("rotate", rotate, rotation.CHOICES)
     if isinstance(mask, bool) or not isinstance(mask, numbers.Real) or not 0 < mask <= 1:
         raise ValueError(f"mask must be a number in (0, 1], the share of entries that travel, got {mask!r}")
+    if rotate != "none" and (quantizer is None or mask < 1):
+        raise ValueError(
+            f"rotate={rotate!r} spreads entries for a quantizer, and needs all of them back: it goes neither with "
+            "tensors that are not quantized nor with a mask"
+        )
 
 
 def _draw_seed(generator: torch.Generator | None) -> int:
     if not isinstance(generator, torch.Generator):
         raise ValueError(
-            f"a random mask needs generator=torch.Generator(...), so that a seed fixes it; got {generator!r}"
+            f"a random mask or rotation needs generator=torch.Generator(...), so that a seed fixes it; got {generator!r}"
         )
     return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
 
 
 def _encode_tensor(
-    name: str, x: Tensor, quantizer, entropy: str, mask: Mask | None, index: int, generator
+    name: str, x: Tensor, quantizer, entropy: str, mask: Mask | None, turn: int | None, index: int, generator
 ) -> list[bytes | memoryview]:
     _check_tensor(name, x)
     x = x.detach().resolve_neg()
     keep = mask.kept(x.numel(), index).to(x.device) if mask and x.is_floating_point() else None
     p = mask.p if mask else 1.0
     if quantizer is not None and x.is_floating_point():
-        floats, packed = kernels.quantize_packed(x, quantizer, generator, keep)
-        _table(quantizer, floats, p, x.dtype)  # raises if the receiver could not hold the values
+        floats, packed = kernels.quantize_packed(_turned(x, turn, index), quantizer, generator, keep)
+        grow = 1.0 if turn is None else math.sqrt(max(rotation.blocks(x.numel()), default=1))  # if it all piles up
+        _check_values(grow * _table(quantizer, floats, p), x.dtype)
         bits, n = quantizer.bits, x.numel() if keep is None else int(np.count_nonzero(keep.cpu().numpy()))
         how = struct.pack("<BB2f", SCHEMES.index(quantizer.scheme), bits, *floats)
     else:
@@ -279,20 +299,33 @@ def _check_quotients(values: Tensor, p: float) -> None:
         raise ValueError(f"the largest value, divided by the mask's {p}, is {largest:.3g} and beyond {values.dtype}")
 
 
-def _table(quantizer: Cosine | Uniform, floats: tuple[float, float], p: float, dtype: torch.dtype) -> Tensor:
-    """What each code becomes at the receiver."""
-    exact = quantizer.value(torch.arange(quantizer.levels, dtype=torch.float64, device="cpu"), floats) / p
-    table = exact.float().to(dtype)
-    if not table.isfinite().all():
-        raise ValueError(f"the largest value, divided by the mask's {p}, is {exact.abs().max():.3g} and beyond {dtype}")
-    return table
+def _turned(x: Tensor, turn: int | None, index: int) -> Tensor:
+    """x rotated, if it is to be."""
+    if turn is None:
+        return x
+    check_tensor(x)  # here an error can still say where in x it is
+    return rotation.rotate(x, turn, index)
 
 
-def _decode_tensor(part: Part, mask: Mask | None, index: int, device: torch.device) -> Tensor:
+def _table(quantizer: ScalarQuantizer, floats: tuple[float, float], p: float) -> Tensor:
+    """The float64 that each code stands for."""
+    return quantizer.value(torch.arange(quantizer.levels, dtype=torch.float64, device="cpu"), floats) / p
+
+
+def _check_values(table: Tensor, dtype: torch.dtype) -> None:
+    """ValueError if the receiver could not hold the values."""
+    if not table.float().to(dtype).isfinite().all():
+        raise ValueError(
+            f"the largest value at the receiver, after mask or rotation, is {table.abs().max():.3g} and beyond {dtype}"
+        )
+
+
+def _decode_tensor(part: Part, frame: Frame, index: int, device: torch.device) -> Tensor:
+    mask = frame.mask
     keep = mask.kept(part.numel, index) if mask and part.dtype.is_floating_point else None
     n = part.numel if keep is None else int(np.count_nonzero(keep.numpy()))
     try:
-        values = _raw(part, n) if part.scheme == "raw" else _dequantized(part, n, mask.p if mask else 1.0, device)
+        values = _raw(part, n) if part.scheme == "raw" else _dequantized(part, n, frame, index, device)
     except ValueError as error:
         raise WireError(f"tensor {part.name!r}: {error}") from None
     if keep is not None:
@@ -313,25 +346,36 @@ def _raw(part: Part, n: int) -> Tensor:
     return plain.view(part.dtype)
 
 
-def _dequantized(part: Part, n: int, p: float, device: torch.device) -> Tensor:
-    """The n values that travel of a quantized tensor, divided by p."""
-    table = _table(QUANTIZERS[part.scheme](part.bits), part.floats, p, part.dtype)
+def _dequantized(part: Part, n: int, frame: Frame, index: int, device: torch.device) -> Tensor:
+    """The n values that travel of a quantized tensor, divided by the mask's p, or rotated back."""
+    exact = _table(QUANTIZERS[part.scheme](part.bits), part.floats, frame.mask.p if frame.mask else 1.0)
+    turned = frame.rotation is not None
+    dtype = torch.float32 if turned else part.dtype
+    _check_values(exact, dtype)
+    table = exact.float().to(dtype)
     if part.stage == "ans":
-        return kernels.look_up(lossless.decode_ans(part.payload, part.bits, n), table).to(device)
-    packed = lossless.expand(part.stage, part.payload, part.bits, n).to(device)
-    return kernels.dequantize_packed(packed, table, part.bits, n)
+        values = kernels.look_up(lossless.decode_ans(part.payload, part.bits, n), table).to(device)
+    else:
+        packed = lossless.expand(part.stage, part.payload, part.bits, n).to(device)
+        values = kernels.dequantize_packed(packed, table, part.bits, n)
+    if turned:
+        values = rotation.unrotate(values, frame.rotation, index).to(part.dtype)
+        if not values.isfinite().all():
+            raise ValueError(f"values beyond {part.dtype} after the rotation")
+    return values
 
 
-def _read_mask(read: "_Reader") -> Mask | None:
-    (masked,) = read.fields("B")
-    if masked > 1:
-        raise WireError(f"the byte that says whether there is a mask is {masked}, neither 0 nor 1")
-    if not masked:
-        return None
+def _read_extra(read: "_Reader") -> tuple[Mask | None, int | None]:
+    """The mask and the seed of the rotation, of which there is at most one."""
+    (extra,) = read.fields("B")
+    if extra > 2:
+        raise WireError(f"the byte that says whether there is a mask or a rotation is {extra}; allowed are 0, 1 and 2")
+    if extra != 1:
+        return None, read.fields("Q")[0] if extra else None
     p, seed = read.fields("dQ")
     if not 0 < p < 1:
         raise WireError(f"the mask keeps an entry with probability {p}, which is not between 0 and 1")
-    return Mask(p, seed)
+    return Mask(p, seed), None
 
 
 def _read_part(read: "_Reader") -> Part:

@@ -22,7 +22,7 @@ LIMIT = 2**16  # bytes of tensors; a lying frame may declare no more
 
 
 def valid_frames() -> list[bytes]:
-    """Frames of every scheme, lossless stage and dtype, with and without a mask; some large enough to be compiled."""
+    """Frames of every scheme, lossless stage and dtype, with a mask, a rotation or neither; some large enough to be compiled."""
     random_numbers = torch.Generator().manual_seed(0)
     state = {
         "w": torch.randn(3, 7, generator=random_numbers),
@@ -35,11 +35,12 @@ def valid_frames() -> list[bytes]:
     large = {"large": torch.randn(FEW + 3, generator=random_numbers)}
     quantizers = (None, Cosine(1), Cosine(3), Uniform(8), Cosine(2, rounding="stochastic"))
     return [
-        wire.encode(tensors, quantizer, entropy=entropy, mask=mask, generator=random_numbers)
+        wire.encode(tensors, quantizer, entropy=entropy, generator=random_numbers, **extra)
         for quantizer in quantizers
         for tensors in (state, large)
         for entropy in ("none", "deflate", "ans")
-        for mask in (1.0, 0.5)
+        for extra in ({}, {"mask": 0.5}, {"rotate": "hadamard"})
+        if quantizer or "rotate" not in extra
     ]
 
 

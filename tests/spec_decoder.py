@@ -1,4 +1,4 @@
-"""A second decoder, written from the docstrings of wire.py, entropy.py and mask.py alone, as in another language.
+"""A second decoder, written from the docstrings of wire.py, entropy.py, mask.py and rotation.py alone, as in another language.
 
 Plain Python numbers, no torch, no numpy, no cosquant_lite: what it reads, anyone can read.
 """
@@ -30,7 +30,8 @@ def decode(frame: bytes) -> dict:
 
     assert take(4) == b"CQLT"
     assert take(1) == b"\x02"
-    p, seed = struct.unpack("<dQ", take(16)) if take(1)[0] else (1.0, 0)
+    extra = take(1)[0]
+    p, seed = struct.unpack("<dQ", take(16)) if extra == 1 else (1.0, struct.unpack("<Q", take(8))[0] if extra else 0)
     tensors = {}
     for index in range(number()):
         name = take(number()).decode()
@@ -51,6 +52,8 @@ def decode(frame: bytes) -> dict:
             values = [v / p for v in values]
         if scheme:
             values = [struct.unpack("<f", struct.pack("<f", v))[0] for v in values]  # rounded to float32
+        if extra == 2 and scheme:
+            values = [struct.unpack("<f", struct.pack("<f", v))[0] for v in unrotate(values, seed, index)]
         if masked:
             sent = iter(values)
             values = [next(sent) if k else 0.0 for k in keep]
@@ -114,6 +117,21 @@ def ans(payload, bits, n):
     assert state == 0
     assert not words
     return codes
+
+
+def unrotate(values, seed, tensor):
+    flat, signs, start = [], kept(len(values), 0.5, seed, tensor), 0
+    while start < len(values):
+        n = 2**16
+        while n > len(values) - start:
+            n //= 2
+        x, h = values[start : start + n], 1
+        while h < n:
+            x = [x[i] + x[i + h] if not i & h else x[i - h] - x[i] for i in range(n)]
+            h *= 2
+        flat += [v / math.sqrt(n) for v in x]
+        start += n
+    return [v if sign else -v for v, sign in zip(flat, signs)]
 
 
 def kept(n, p, seed, tensor):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cosquant_lite.comparators import Sign
 from cosquant_lite.link import Link, parse_link, send
 from cosquant_lite.quantize import Cosine, Uniform
 
@@ -18,6 +19,9 @@ from cosquant_lite.quantize import Cosine, Uniform
         ("uniform:4,range=minmax", Link(Uniform(4, range="minmax"))),
         ("uniform:8,clip=0", Link(Uniform(8, 0))),
         ("cosine:2,mask=0.05,entropy=auto,clip=0", Link(Cosine(2, 0), 0.05, "auto")),
+        ("uniform:2,rotate=hadamard", Link(Uniform(2), rotate="hadamard")),
+        ("sign", Link(Sign())),
+        ("sign,scale=one,entropy=ans", Link(Sign("one"), entropy="ans")),
     ],
 )
 def test_link_strings(text, expected):
@@ -27,14 +31,23 @@ def test_link_strings(text, expected):
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("cosin:2", "unknown quantizer 'cosin'; allowed: none, cosine, uniform"),
+        ("cosin:2", "unknown quantizer 'cosin'; allowed: none, cosine, uniform, sign; e.g."),
         ("", "unknown quantizer ''"),
         ("cosine", "bits '' after 'cosine'"),
         ("cosine:two", "bits 'two'"),
         ("cosine:9", "bits must be a whole number from 1 to 8, got 9"),
-        ("cosine:2,clp=0.1", "unknown option 'clp=0.1'; allowed: clip=..., rounding=..., mask=..., entropy=..."),
+        (
+            "cosine:2,clp=0.1",
+            "unknown option 'clp=0.1'; allowed: clip=..., rounding=..., mask=..., entropy=..., rotate=...",
+        ),
         ("none:2", "'none' takes no bits"),
-        ("none,clip=0", "unknown option 'clip=0'; allowed: mask=..., entropy=..."),
+        ("sign:1", "'sign' takes no bits"),
+        ("sign,scale=two", "scale must be one of 'mean', 'one', got 'two'"),
+        ("sign,clip=0", "unknown option 'clip=0'; allowed: scale=..., mask=..."),
+        ("cosine:2,rotate=yes", "rotate must be one of 'none', 'hadamard', got 'yes'"),
+        ("cosine:2,rotate=hadamard,mask=0.1", "it goes neither with tensors that are not quantized nor with a mask"),
+        ("none,rotate=hadamard", "it goes neither with tensors that are not quantized nor with a mask"),
+        ("none,clip=0", "unknown option 'clip=0'; allowed: mask=..., entropy=..., rotate=..."),
         ("cosine:2,mask=2", "mask must be a number in (0, 1], the share of entries that travel, got 2.0"),
         ("cosine:2,mask=nan", "mask must be a number in (0, 1]"),
         ("cosine:2,mask=x", "mask 'x' is not a number"),
@@ -70,5 +83,5 @@ def test_mask_and_entropy_reach_the_message():
         share = (delivery.state["x"] != 0).float().mean()
         assert abs(share - (0.1 if "mask" in text else 1)) < 0.01
     assert lengths["cosine:2"] > lengths["cosine:2,entropy=ans"] > 5 * lengths["cosine:2,mask=0.1"]
-    with pytest.raises(ValueError, match="a random mask needs generator="):
+    with pytest.raises(ValueError, match="a random mask or rotation needs"):
         send({"x": x}, parse_link("cosine:2,mask=0.1"))

@@ -68,6 +68,14 @@ def test_memory_layout_does_not_matter(layout):
         assert masked[0] == masked[1]
 
 
+def test_a_rotation_costs_eight_bytes():
+    for bits in (1, 3):
+        blob = wire.encode(STATE, Cosine(bits), rotate="hadamard", generator=generator())
+        assert len(blob) == wire.frame_bytes(STATE, bits, rotated=True) == wire.frame_bytes(STATE, bits) + 8
+        assert wire.inspect(blob).rotation is not None
+    assert wire.inspect(wire.encode(STATE, Cosine(1))).rotation is None
+
+
 @pytest.mark.parametrize("mask", [1.0, 0.7, 0.01])
 @pytest.mark.parametrize("bits", [None, *range(1, 9)])
 def test_length_is_the_formula(bits, mask):
@@ -178,7 +186,7 @@ RAW = b"\x01a\0\0"  # a tensor "a", float32, raw
         (head()[:-1] + b"\x81\x00" + RAW + b"\0\0\4abcd", "a number at byte 6 has a needless last byte 0"),
         (head() + b"\x01a\0\1\2" + struct.pack("<2f", 1, 1) + b"\0\1\3\1\xff", "last byte is not filled with zeros"),
         (head(count=0) + b"more", "4 bytes are left over after the 0 tensors"),
-        (head(masked=b"\2"), "whether there is a mask is 2"),
+        (head(masked=b"\3"), "whether there is a mask or a rotation is 3"),
         (head(masked=b"\1" + struct.pack("<dQ", 1.5, 0)), "probability 1.5"),
         (head(masked=b"\1" + struct.pack("<dQ", float("nan"), 0)), "probability nan"),
         (head()[:-1] + b"\xff" * 9, "a number at byte 6 is longer than 9 bytes"),
@@ -190,7 +198,7 @@ RAW = b"\x01a\0\0"  # a tensor "a", float32, raw
         (head() + b"\x01a\0\1\2" + struct.pack("<2f", float("inf"), 0) + b"\0\0\1\0", r"floats \[inf"),
         (
             head() + b"\x01a\2\2\1" + struct.pack("<2f", 0, 1e6) + b"\0\0\1\0",
-            r"largest value, .* is 1e\+06 and beyond torch.float16",
+            r"largest value at the receiver, .* is 1e\+06 and beyond torch.float16",
         ),
         (head() + b"\x01a\0\x09", "unknown scheme 9"),
         (head() + b"\x01a\3\1", "unknown scheme 1 for torch.int64"),
@@ -202,6 +210,11 @@ RAW = b"\x01a\0\0"  # a tensor "a", float32, raw
         (head() + RAW + b"\1\0\4abcd", "DEFLATE"),
         (head() + RAW + b"\2\0\4abcd", "ANS"),
         (head() + RAW + b"\2\0\0", "the table of 256 frequencies is cut short"),
+        (head() + RAW + b"\2\1\0\1\xff", "tensor 'a': ANS: 1 bytes, but there are no codes"),
+        (
+            head(masked=b"\2" + bytes(8)) + b"\x01a\0\2\1" + struct.pack("<2f", 3e38, 3e38) + b"\0\1\x02\1\0",
+            "beyond .* after",
+        ),
     ],
 )
 def test_a_frame_that_lies_with_a_right_checksum(body, message):
@@ -246,14 +259,17 @@ def test_what_would_expand_without_limit_is_stopped():
     assert not wire.decode(endless(1000))["a"].any()  # within the limit it is what it says
 
 
-@pytest.mark.parametrize("mask", [1.0, 0.9])
+@pytest.mark.parametrize("extra", [{}, {"mask": 0.9}, {"rotate": "hadamard"}], ids=str)
 @pytest.mark.parametrize("entropy", ["none", "deflate", "ans"])
 @pytest.mark.parametrize("quantizer", [None, Cosine(1), Cosine(7), Cosine(8)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_decoding_takes_at_most_four_times_what_the_frame_declares(dtype, quantizer, entropy, mask):
+def test_decoding_takes_at_most_four_times_what_the_frame_declares(dtype, quantizer, entropy, extra):
+    if "rotate" in extra and not quantizer:
+        pytest.skip("only quantized tensors are rotated")
     x = torch.randn(2**22, generator=generator()).to(dtype)
-    blob = wire.encode({"x": x}, quantizer, entropy=entropy, mask=mask, generator=generator())
-    wire.decode(wire.encode({"x": x[:10_000]}, quantizer, entropy=entropy, mask=mask, generator=generator()))  # warm
+    options = {"entropy": entropy, **extra}
+    blob = wire.encode({"x": x}, quantizer, generator=generator(), **options)
+    wire.decode(wire.encode({"x": x[:10_000]}, quantizer, generator=generator(), **options))  # warm
     assert peak(lambda: wire.decode(blob)) < 4 * x.nbytes + 2**24
 
 
@@ -292,12 +308,28 @@ def test_the_limit_is_exact_and_the_callers():
             "entropy must be one of 'none', 'deflate', 'ans', 'auto'",
         ),
         ({"a": torch.ones(2)}, {"mask": 0}, ValueError, r"mask must be a number in \(0, 1\]"),
-        ({"a": torch.ones(2)}, {"mask": 0.5}, ValueError, "a random mask needs generator="),
+        ({"a": torch.ones(2)}, {"mask": 0.5}, ValueError, "a random mask or rotation needs generator="),
+        ({"a": torch.ones(2)}, {"rotate": "hadamard"}, ValueError, "a random mask or rotation needs generator="),
+        ({"a": torch.ones(2)}, {"rotate": "full"}, ValueError, "rotate must be one of 'none', 'hadamard', got 'full'"),
+        ({"a": torch.ones(2)}, {"rotate": "hadamard", "mask": 0.5}, ValueError, "goes neither with .* nor with a mask"),
+        ({"a": torch.ones(2)}, {"rotate": "hadamard", "quantizer": None}, ValueError, "goes neither with tensors that"),
+        (
+            {"a": torch.tensor([1.0, float("nan")])},
+            {"rotate": "hadamard", "generator": generator()},
+            ValueError,
+            r"tensor 'a': 1 of 2 entries are NaN or infinite, the first is nan at index \(1,\)",
+        ),
+        (
+            {"a": torch.full((4096,), 6e4).half()},
+            {"rotate": "hadamard", "generator": generator()},
+            ValueError,
+            r"after mask or rotation, is .* and beyond torch\.float16",
+        ),
         (
             {"a": torch.tensor([6e4]).half()},
             {"mask": 0.5, "generator": generator()},
             ValueError,
-            r"by the mask's 0\.5, is 1\.2e\+05 and beyond torch\.float16",
+            r"after mask or rotation, is 1\.2e\+05 and beyond torch\.float16",
         ),
         (
             {"a": torch.full((9,), 6e4).half()},

@@ -1,0 +1,74 @@
+"""The random Hadamard rotation: orthogonal, undone exactly enough, and what it is for."""
+
+import pytest
+import torch
+
+from cosquant_lite import wire
+from cosquant_lite.metrics import nmse
+from cosquant_lite.quantize import Cosine, Uniform
+from cosquant_lite.rotation import LARGEST, blocks, rotate, unrotate
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_block_is_multiplied_by_the_hadamard_matrix_and_signs():
+    n = 16
+    matrix = torch.tensor([[(-1.0) ** (i & j).bit_count() for j in range(n)] for i in range(n)], dtype=torch.float64)
+    images = torch.stack([rotate(row, 5, 1) for row in torch.eye(n, dtype=torch.float64)], 1)
+    assert torch.allclose(images.abs(), torch.full((n, n), n**-0.5, dtype=torch.float64))
+    signs = (images / matrix * n**0.5).round()
+    assert torch.equal(signs, signs[:1].expand(n, n))  # one sign for each entry of x
+    assert 0 < (signs[0] < 0).sum() < n
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 864, LARGEST, LARGEST + 1, 3 * LARGEST - 1])
+def test_it_keeps_lengths_and_is_undone(n):
+    x = torch.randn(n, generator=generator())
+    turned = rotate(x, 7, 3)
+    assert sum(blocks(n)) == n
+    assert torch.allclose(turned.norm(), x.double().norm(), rtol=1e-12)
+    assert torch.allclose(unrotate(turned.float(), 7, 3), x, atol=2e-6)
+
+
+def test_seeds_and_tensors_turn_differently():
+    x = torch.ones(4096)
+    turned = [rotate(x, seed, tensor) for seed, tensor in ((1, 0), (2, 0), (1, 1))]
+    for left, right in ((0, 1), (0, 2)):
+        assert abs(torch.dot(turned[left], turned[right])) < 5 * 64  # independent: about 64
+
+
+def test_one_large_entry_costs_no_more_than_a_gaussian_tensor():
+    x = torch.zeros(LARGEST)
+    x[17], gauss = 1000.0, torch.randn(LARGEST, generator=generator())
+    quantizer = Uniform(4, clip=0, rounding="stochastic", range="minmax")
+    errors = {}
+    for name, tensor, options in (
+        ("spike", x + gauss, {}),
+        ("rotated spike", x + gauss, {"rotate": "hadamard"}),
+        ("rotated gauss", gauss, {"rotate": "hadamard"}),
+    ):
+        blob = wire.encode({"x": tensor}, quantizer, generator=generator(), **options)
+        errors[name] = nmse(tensor, wire.decode(blob)["x"]) * float(tensor.norm() / gauss.norm()) ** 2
+    assert errors["spike"] > 500 * errors["rotated spike"]
+    assert errors["rotated spike"] < 20 * errors["rotated gauss"]  # what is left: a spike is no Gaussian to H either
+    assert errors["rotated gauss"] == pytest.approx(0.054, rel=0.1)  # (range / (levels - 1))^2 / 6, see notebook 03
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_rotated_frames_carry_every_float_dtype_and_leave_others_alone(dtype):
+    state = {"x": torch.randn(50, 9, generator=generator()).to(dtype), "n": torch.arange(5)}
+    received = wire.decode(wire.encode(state, Cosine(8), rotate="hadamard", generator=generator()))
+    assert torch.equal(received["n"], state["n"])
+    assert received["x"].dtype == dtype
+    assert nmse(state["x"].double(), received["x"].double()) < 0.01
+
+
+def test_with_unbiased_rounding_the_mean_is_kept():
+    x = torch.randn(100, generator=generator())
+    quantizer, draws = Uniform(2, clip=0, rounding="stochastic", range="minmax"), generator(1)
+    sent = [wire.decode(wire.encode({"x": x}, quantizer, rotate="hadamard", generator=draws))["x"] for _ in range(2000)]
+    error = (torch.stack(sent).mean(0) - x) / (torch.stack(sent).std(0) / 2000**0.5)  # in standard deviations
+    assert error.abs().max() < 5
+    assert abs(error.square().mean() - 1) < 0.6
