@@ -5,14 +5,14 @@ Finished ones are only read, interrupted ones go on; each result is one JSON fil
 """
 
 import argparse
+import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
 
 from cosquant_lite import runs, store
-from cosquant_lite.datasets import load_images
+from cosquant_lite.datasets import Images, load_images
 from cosquant_lite.federated import FedConfig
 
 MINMAX = "clip=0,rounding=stochastic,range=minmax"  # the usual "linear" baseline
@@ -21,7 +21,12 @@ EXPERIMENTS = {
     "cosine-2": {"up": "cosine:2"},
     "uniform-2": {"up": "uniform:2"},  # symmetric, with the cosine's clip and rounding
     "minmax-2": {"up": f"uniform:2,{MINMAX}"},
+    "cosine-2-stochastic": {"up": "cosine:2,rounding=stochastic"},
     "cosine-1": {"up": "cosine:1"},
+    "cosine-1-small-step": {"up": "cosine:1", "server_lr": 0.43},  # 1 / 2.34, by which one bit enlarges an update
+    "float32-large-step": {"server_lr": 1.06},  # by which the cosine enlarges an update at two bits
+    "sign": {"up": "sign"},
+    "sign-feedback": {"up": "sign", "up_feedback": True},  # EF-signSGD
     "cosine-2-down-8": {"up": "cosine:2", "down": "cosine:8"},
     "cosine-2-down-4": {"up": "cosine:2", "down": "cosine:4"},
     "cosine-4-down-4": {"up": "cosine:4", "down": "cosine:4"},
@@ -44,10 +49,22 @@ def config(name: str, profile: str, seed: int = 0, **others) -> FedConfig:
     return FedConfig(**{**PROFILES[profile], **EXPERIMENTS[name], "seed": seed, **others})
 
 
-def result(name: str, settings: FedConfig, source: str, records: list[dict]) -> dict:
-    """What is committed of a run: one list a column, in the order of the rounds."""
-    columns = {key: [record[key] for record in records] for key in records[0]}
-    return {"name": name, "config": asdict(settings), "source": source, **runs.provenance(), "rounds": columns}
+def result(name: str, folder: Path, records: list[dict], diverged: str | None) -> dict:
+    """What is committed of a run: its config.json, and one list a column; diverged: why there are no more rounds."""
+    columns = {key: [record[key] for record in records] for key in (records[0] if records else [])}
+    about = json.loads((folder / "config.json").read_text("utf-8"))
+    return {"name": name, "diverged": diverged, **about, "rounds": columns}
+
+
+def finish(settings: FedConfig, folder: Path, images: Images, label: str) -> tuple[list[dict], str | None]:
+    """The records of a run up to its end, and how it diverged, if it did: that is a result, too."""
+    records, steps = [], store.resume(folder, settings, images)
+    try:
+        for record in tqdm(steps, label, settings.rounds, unit="round", disable=not sys.stderr.isatty()):
+            records.append(record)
+    except FloatingPointError as error:
+        return records, f"round {len(records) + 1}: {error}"
+    return records, None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,12 +83,11 @@ def main(argv: list[str] | None = None) -> int:
         for name, settings in plan:
             images = load_images(settings.dataset, settings.data)
             folder = store.directory(args.runs, settings)
-            steps = store.resume(folder, settings, images)
             label = f"{name}, {settings.split}, seed {settings.seed}"
-            records = list(tqdm(steps, label, settings.rounds, unit="round", disable=not sys.stderr.isatty()))
+            records, diverged = finish(settings, folder, images, label)
             file = args.out / f"{name}-{settings.split.replace(':', '')}-seed{settings.seed}.json"
-            runs.write_json(file, result(name, settings, images.source, records))
-            print(f"{label}: accuracy {records[-1]['accuracy']:.2%}", flush=True)
+            runs.write_json(file, result(name, folder, records, diverged))
+            print(f"{label}: {diverged or format(records[-1]['accuracy'], '.2%')}", flush=True)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -30,6 +30,19 @@ def test_results_are_written_and_a_second_call_only_reads(tmp_path, capsys, monk
     assert stored["config"]["up"] == "cosine:2"
     assert stored["rounds"]["round"] == [1, 2]
     assert "not CIFAR-10" in stored["source"]
-    assert "cosine-2, iid, seed 0: accuracy" in capsys.readouterr().out
+    assert len(stored["sessions"]) == 1
+    assert stored["diverged"] is None
+    assert "cosine-2, iid, seed 0: " in capsys.readouterr().out
     assert experiments.main(words) == 0
     assert (tmp_path / "cosine-2-iid-seed1.json").read_text() == first
+
+
+def test_a_run_that_diverges_is_a_result_and_the_others_go_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(experiments.EXPERIMENTS, "float32", {"server_lr": 1e6})
+    monkeypatch.setitem(experiments.PROFILES, "quick", {**experiments.PROFILES["quick"], "rounds": 3})
+    words = ["--only", "float32,cosine-2", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
+    assert experiments.main(words) == 0
+    stored = json.loads((tmp_path / "float32-iid-seed0.json").read_text())
+    assert stored["diverged"].startswith(f"round {len(stored['rounds']['round']) + 1}: a client's loss became")
+    assert (tmp_path / "cosine-2-iid-seed0.json").exists()
+    assert "float32, iid, seed 0: round" in capsys.readouterr().out
