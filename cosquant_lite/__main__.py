@@ -75,13 +75,19 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--entries", type=int, default=2**24, help="how many float32 (default: 16777216)")
     parser.add_argument("--repeat", type=int, default=9, help="repetitions, of which the fastest counts (default: 9)")
     parser.add_argument("--out", type=Path, default="build/bench", help="where to write (default: build/bench)")
+    parser.add_argument("--only", choices=("codec", "round"), help="measure just this (default: both)")
+    parser.add_argument("--flower", type=Path, help="a script that prints the seconds of Flower's rounds, to compare")
     parser.set_defaults(command=_bench)
 
 
 def _bench(args: argparse.Namespace) -> None:
     from cosquant_lite.bench import bench
+    from cosquant_lite.bench_round import bench_round
 
-    bench(args.entries, args.repeat, args.out)
+    if args.only != "round":
+        bench(args.entries, args.repeat, args.out)
+    if args.only != "codec":
+        bench_round(args.repeat, args.out, args.flower)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

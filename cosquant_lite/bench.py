@@ -50,7 +50,7 @@ def bench(entries: int, repeat: int, out: Path) -> dict:
         "repeat": repeat,
         "threads": torch.get_num_threads(),
         "source": f"{entries:,} Gaussian float32, seed 0",
-        "processor": _processor(),
+        "processor": processor(),
         "command": runs.command_line(),
         **runs.provenance(),
         "rows": rows,
@@ -235,7 +235,8 @@ def _peak_memory(work: Callable[[], object]) -> int | None:
     return 1024 * (kilobytes("VmHWM") - before)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """What the machine says it computes with."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
-from cosquant_lite import bench
+from cosquant_lite import bench, bench_round
 from cosquant_lite.__main__ import main
 
 
 def test_it_measures_prints_and_writes(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "_peers", lambda: {"broken": lambda: 1 / 0, "missing": missing, "copy": a_copy})
-    assert main(["bench", "--entries", "20000", "--repeat", "2", "--out", str(tmp_path)]) == 0
+    assert main(["bench", "--only", "codec", "--entries", "20000", "--repeat", "2", "--out", str(tmp_path)]) == 0
     rows = {row["name"]: row for row in json.loads((tmp_path / "bench.json").read_text())["rows"]}
     assert rows["copy"]["bits"] == 32
     assert rows["copy"]["nmse"] == 0
@@ -49,3 +49,21 @@ def test_encoding_takes_at_most_one_and_a_half_times_the_memory_of_its_input():
         if peak is None:
             pytest.skip("this system does not tell the peak memory of a process")
         assert 0.1 * x.nbytes / 8 < peak < 1.5 * x.nbytes, name
+
+
+def test_a_round_is_measured_beside_bare_training_and_a_script(tmp_path, capsys, monkeypatch):
+    few = bench_round._images(2000)
+    monkeypatch.setattr(bench_round, "_images", lambda n: few)
+    script = tmp_path / "other_engine.py"
+    script.write_text("import os\nfor i in range(int(os.environ['ROUNDS'])): print(f'round {i}: {i}.50 s')")
+    words = ["bench", "--only", "round", "--repeat", "2", "--out", str(tmp_path)]
+    assert main([*words, "--flower", str(script)]) == 0
+    rows = {row["name"]: row for row in json.loads((tmp_path / "round.json").read_text())["rows"]}
+    assert rows["bare training"]["over_bare"] == rows["cosine 8 down, 2 up"]["over_ours"] == 1
+    assert rows["Flower, float32"]["median"] == 2.5  # rounds from 2 on
+    assert rows["float32 both ways"]["fastest"] > 0
+    assert "cosine 8 down, 2 up, ans" in capsys.readouterr().out
+    script.write_text("raise RuntimeError('no such engine')")
+    assert main([*words, "--flower", str(script)]) == 2
+    assert "no such engine" in capsys.readouterr().err
+    assert main([*words, "--flower", "nowhere.py"]) == 2

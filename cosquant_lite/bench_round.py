@@ -1,0 +1,125 @@
+"""How long a federated round takes with real messages, without any, and in Flower's simulation, in one run.
+
+The work: 10 of 100 clients, each one epoch over 500 CIFAR-10-shaped images (random pixels: the time does not depend on
+them) in batches of 50, the paper's network. "Bare" is the training of the same batches on the same threads and nothing
+else. Every repetition measures bare training and each round one after the other; ratios are taken within a repetition.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+from tqdm import tqdm
+
+from cosquant_lite import runs
+from cosquant_lite.bench import processor
+from cosquant_lite.datasets import Images, partition
+from cosquant_lite.federated import SETTINGS, FedConfig, generator, normalise, rounds
+from cosquant_lite.models import cnn, initial_weights
+from cosquant_lite.training import Pool, train_client
+
+LINKS = {
+    "float32 both ways": {},
+    "cosine 8 down, 2 up": {"down": "cosine:8", "up": "cosine:2"},
+    "cosine 8 down, 2 up, ans": {"down": "cosine:8,entropy=ans", "up": "cosine:2,entropy=ans"},
+}
+FLOWER = re.compile(r"round (\d+): ([\d.]+) s")  # what the script prints
+
+
+def bench_round(repeat: int, out: Path, flower: Path | None = None) -> dict:
+    """Measure, print a table, write round.json. flower: a script that prints "round N: X s" for the same work."""
+    if flower and not flower.is_file():
+        raise ValueError(f"no such file: {flower}")
+    images = _images(50_000)
+    running = {
+        name: rounds(FedConfig(rounds=repeat + 2, evaluate_every=repeat + 9, **links), images)
+        for name, links in LINKS.items()
+    }
+    bare, times = _bare(images), {name: [] for name in ("bare training", *LINKS)}
+    for number in tqdm(range(1, repeat + 2), unit="round", leave=False, disable=not sys.stderr.isatty()):
+        times["bare training"].append(bare(number))
+        for name, steps in running.items():
+            times[name].append(next(steps).record["seconds"])
+    times = {name: taken[1:] for name, taken in times.items()}  # the first one warms up
+    if flower:
+        times["Flower, float32"] = _flower(flower, repeat)
+    rows = [_row(name, taken, times) for name, taken in times.items()]
+    print("\n".join([HEAD, *map(_line, rows)]))
+    about = {"source": "random pixels", "threads": os.cpu_count(), "processor": processor(), "repeat": repeat}
+    result = {**about, "command": runs.command_line(), **runs.provenance(), "rows": rows}
+    runs.write_json(out / "round.json", result)
+    return result
+
+
+def _images(n: int) -> Images:
+    draws = torch.Generator().manual_seed(0)
+
+    def some(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels = torch.randint(256, (n, 3, 32, 32), generator=draws, dtype=torch.uint8)
+        return pixels, torch.randint(10, (n,), generator=draws)
+
+    return Images(*some(n), *some(100), tuple("abcdefghij"), "random pixels")
+
+
+def _bare(images: Images):
+    """A function of the round's number: the seconds that training its clients takes, from the first round's weights."""
+    config = FedConfig()
+    model = cnn(10).to(memory_format=torch.channels_last)
+    weights, (x, _) = initial_weights(model, config.seed), normalise(images)
+    parts = partition.split(config.split, images.train_y, config.clients, generator(config.seed, "split"))
+    pool, settings = Pool(model, os.cpu_count()), {name: getattr(config, name) for name in SETTINGS}
+
+    def seconds(number: int) -> float:
+        order = torch.randperm(config.clients, generator=generator(config.seed, "sample", number))
+        chosen = [(client, x[parts[client]], images.train_y[parts[client]]) for client in order[:10].tolist()]
+        start = perf_counter()
+        pool.map(
+            lambda one: train_client(
+                pool.model(), weights, *one[1:], generator(0, "client", number, one[0]), lr=config.lr, **settings
+            ),
+            chosen,
+        )
+        return perf_counter() - start
+
+    return seconds
+
+
+def _flower(script: Path, repeat: int) -> list[float]:
+    """Seconds of each round from the second one on."""
+    ran = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "E": "1", "ROUNDS": str(repeat + 1)},
+        capture_output=True,
+        text=True,
+    )
+    found = {int(number): float(taken) for number, taken in FLOWER.findall(ran.stdout)}
+    taken = [found[number] for number in sorted(found) if number > 1]
+    if ran.returncode or not taken:
+        raise OSError(f"{script} failed: {(ran.stderr.strip() or ran.stdout.strip())[-300:]}")
+    return taken
+
+
+def _row(name: str, taken: list[float], times: dict[str, list[float]]) -> dict:
+    """seconds: fastest and median. over_bare: the median of the ratios within a repetition; over_round: to ours."""
+    ours, bare = times["cosine 8 down, 2 up"], times["bare training"]
+    row = {"name": name, "fastest": min(taken), "median": median(taken)}
+    if name.startswith("Flower"):  # it ran by itself: medians can be compared, repetitions cannot
+        return row | {"over_bare": median(taken) / median(bare), "over_ours": median(taken) / median(ours)}
+    return row | {
+        "over_bare": median(t / b for t, b in zip(taken, bare)),
+        "over_ours": median(t / b for t, b in zip(taken, ours)),
+    }
+
+
+HEAD = f"{'a round: 10 clients, E = 1':28}{'fastest':>10}{'median':>10}{'of bare':>10}{'of ours':>10}"
+
+
+def _line(row: dict) -> str:
+    return (
+        f"{row['name']:28}{row['fastest']:8.2f} s{row['median']:8.2f} s{row['over_bare']:10.2f}{row['over_ours']:10.2f}"
+    )
