@@ -105,6 +105,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=Path, default="build/runs", help="where runs are kept (default: build/runs)")
     parser.add_argument("--out", type=Path, help="write the history into this JSON file too, after every round")
     parser.add_argument("--workers", type=int, default=0, help="threads (default: one for each core)")
+    parser.add_argument("--device", default="cpu", help="where clients train: cpu or cuda (default: cpu)")
     parser.set_defaults(command=_run)
 
 
@@ -133,7 +134,7 @@ def _run(args: argparse.Namespace) -> None:
     records = []
     save()  # a path that cannot be written is an error before the training, not after it
     with tqdm(total=config.rounds, unit="round", disable=not sys.stderr.isatty()) as progress:
-        for record in store.resume(folder, config, images, args.workers):
+        for record in store.resume(folder, config, images, args.workers, args.device):
             records.append(record)
             save()
             progress.write(_line(record))

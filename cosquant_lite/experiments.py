@@ -56,9 +56,9 @@ def result(name: str, folder: Path, records: list[dict], diverged: str | None) -
     return {"name": name, "diverged": diverged, **about, "rounds": columns}
 
 
-def finish(settings: FedConfig, folder: Path, images: Images, label: str) -> tuple[list[dict], str | None]:
+def finish(settings: FedConfig, folder: Path, images: Images, label: str, device: str) -> tuple[list[dict], str | None]:
     """The records of a run up to its end, and how it diverged, if it did: that is a result, too."""
-    records, steps = [], store.resume(folder, settings, images)
+    records, steps = [], store.resume(folder, settings, images, device=device)
     try:
         for record in tqdm(steps, label, settings.rounds, unit="round", disable=not sys.stderr.isatty()):
             records.append(record)
@@ -76,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--split", default="iid", help="iid, classes:2, dirichlet:0.5 (default: iid)")
     parser.add_argument("--runs", type=Path, default="build/runs", help="where runs are kept (default: build/runs)")
     parser.add_argument("--out", type=Path, default="build/results", help="where results go (default: build/results)")
+    parser.add_argument("--device", default="cpu", help="where clients train: cpu or cuda (default: cpu)")
     args = parser.parse_args(argv)
     try:
         wanted = [(name, int(seed)) for seed in args.seeds.split(",") for name in args.only.split(",")]
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
             images = load_images(settings.dataset, settings.data)
             folder = store.directory(args.runs, settings)
             label = f"{name}, {settings.split}, seed {settings.seed}"
-            records, diverged = finish(settings, folder, images, label)
+            records, diverged = finish(settings, folder, images, label, args.device)
             file = args.out / f"{name}-{settings.split.replace(':', '')}-seed{settings.seed}.json"
             runs.write_json(file, result(name, folder, records, diverged))
             print(f"{label}: {diverged or format(records[-1]['accuracy'], '.2%')}", flush=True)

@@ -6,7 +6,6 @@ A link is written as a short string: `none` (float32), `cosine:2`, `cosine:2,cli
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -74,8 +73,9 @@ def send(state: Mapping[str, Tensor], link: Link, generator: torch.Generator | N
     """Encode, count, decode: one message over the link. generator: for stochastic rounding, masks and rotations."""
     options = {name: getattr(link, name) for name in COMMON}
     blob = wire.encode(state, link.quantizer, generator=generator, **options)
-    codes = sum(len(part.payload) for part in wire.inspect(blob).parts)
-    return Delivery(wire.decode(blob, limit=math.inf), len(blob), len(blob) - codes)
+    frame = wire.inspect(blob)
+    codes = sum(len(part.payload) for part in frame.parts)
+    return Delivery(wire.unframe(frame), len(blob), len(blob) - codes)
 
 
 def send_with_memory(

@@ -20,10 +20,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return codes.flatten()
     eights = pad(codes.flatten(), (0, -n % 8)).view(-1, 8)
-    word = torch.zeros(len(eights), dtype=torch.int64, device=codes.device)
-    for i in range(8):
-        word = (word << bits) | eights[:, i]
-    in_bytes = torch.stack([(word >> 8 * i & 255).to(torch.uint8) for i in reversed(range(bits))], dim=1)
+    words = (eights.long() << _shifts(8, bits, codes.device)).sum(1, keepdim=True)
+    in_bytes = (words >> _shifts(bits, 8, codes.device) & 255).to(torch.uint8)
     return in_bytes.flatten()[: packed_bytes(n, bits)]
 
 
@@ -32,8 +30,11 @@ def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
     if bits == 8:
         return packed[:n]
     eights = pad(packed, (0, -len(packed) % bits)).view(-1, bits)
-    word = torch.zeros(len(eights), dtype=torch.int64, device=packed.device)
-    for i in range(bits):
-        word = (word << 8) | eights[:, i]
-    codes = torch.stack([(word >> bits * i & 2**bits - 1).to(torch.uint8) for i in reversed(range(8))], dim=1)
+    words = (eights.long() << _shifts(bits, 8, packed.device)).sum(1, keepdim=True)
+    codes = (words >> _shifts(8, bits, packed.device) & 2**bits - 1).to(torch.uint8)
     return codes.flatten()[:n]
+
+
+def _shifts(count: int, width: int, device: torch.device) -> Tensor:
+    """How far each of `count` fields of `width` bits lies from the end of a word, the first one farthest."""
+    return width * torch.arange(count - 1, -1, -1, device=device)

@@ -32,7 +32,7 @@ def versions() -> dict[str, str]:
 
 def command_line() -> str:
     """The command that is running, as a reader would type it, without paths of this machine."""
-    places = ("--out", "--runs")
+    places = ("--out", "--runs", "--flower")
     words = [
         word
         for before, word in zip(["", *sys.argv[1:]], sys.argv[1:])

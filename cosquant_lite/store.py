@@ -31,10 +31,10 @@ def directory(root: Path, config: FedConfig) -> Path:
     return root / f"{config.dataset}-{links}-seed{config.seed}-{digest}"
 
 
-def resume(folder: Path, config: FedConfig, images: Images, workers: int = 0) -> Iterator[dict]:
+def resume(folder: Path, config: FedConfig, images: Images, workers: int = 0, device: str = "cpu") -> Iterator[dict]:
     """Yield the record of each round, first those that are stored, then new ones as they are finished and stored.
 
-    OSError if the folder cannot be written, or another process works in it; what was stored stays.
+    workers, device: as in `federated.rounds`. OSError if the folder cannot be written, or another process works in it; what was stored stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
@@ -47,8 +47,8 @@ def resume(folder: Path, config: FedConfig, images: Images, workers: int = 0) ->
         yield from records
         if len(records) >= config.rounds:
             return
-        _note_session(folder, config, images)
-        for finished in rounds(config, images, progress, workers):
+        _note_session(folder, config, images, device)
+        for finished in rounds(config, images, progress, workers, device):
             _append(folder / "rounds.jsonl", finished.record)
             _save(folder / "checkpoint.pt", finished.progress)
             yield finished.record
@@ -79,8 +79,12 @@ def _save(file: Path, progress: Progress) -> None:
     runs.write_atomic(file, buffer.getvalue())
 
 
-def _note_session(folder: Path, config: FedConfig, images: Images) -> None:
+def _note_session(folder: Path, config: FedConfig, images: Images, device: str) -> None:
     file = folder / "config.json"
     sessions = json.loads(file.read_text("utf-8"))["sessions"] if file.exists() else []
-    about = {"config": asdict(config), "source": images.source, "sessions": [*sessions, runs.provenance()]}
+    about = {
+        "config": asdict(config),
+        "source": images.source,
+        "sessions": [*sessions, {"device": device, **runs.provenance()}],
+    }
     runs.write_json(file, about)

@@ -169,7 +169,12 @@ def decode(blob: bytes, *, limit: float = LIMIT, device: torch.device | str = "c
     device = torch.device(device)
     if device.type == "meta":
         raise ValueError("device 'meta' holds no data")
-    frame = inspect(blob, limit=limit)
+    return unframe(inspect(blob, limit=limit), device)
+
+
+def unframe(frame: Frame, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a frame that was inspected. WireError on damage in the payloads."""
+    device = torch.device(device)
     return {part.name: _decode_tensor(part, frame, index, device) for index, part in enumerate(frame.parts)}
 
 

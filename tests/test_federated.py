@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from cosquant_lite import federated, wire
+from cosquant_lite.__main__ import main
 from cosquant_lite.datasets import load_images, partition
 from cosquant_lite.federated import FedConfig, Progress, rounds
 from cosquant_lite.link import parse_link, send_with_memory
@@ -275,3 +276,9 @@ def test_accuracy_is_measured_when_asked_and_at_the_end(images):
 
 def test_a_run_that_is_over_goes_no_further(images):
     assert list(rounds(FedConfig(**SMALL), images, Progress(initial_weights(cnn(), 0), number=2))) == []
+
+
+@pytest.mark.parametrize("device", ["warp", "meta", "cuda:99"])
+def test_a_device_that_cannot_be_used_is_named(device, capsys, tmp_path):
+    assert main(["run", "--data", "embedded", "--device", device, "--runs", str(tmp_path)]) == 2
+    assert f"device '{device}' cannot be used here" in capsys.readouterr().err
