@@ -1,13 +1,13 @@
 """What CosSGD is compared with, on the same interface and in the same frames.
 
-| in the literature                     | as a link                                                        | source |
-|---|---|---|
-| linear with unbiased rounding (U)     | uniform:2,clip=0,rounding=stochastic,range=minmax                | Suresh et al. 2017, section 2; QSGD has another scale |
-| the same after a rotation (U, R)      | the same with ,rotation=hadamard (see rotation.py)               | Suresh et al. 2017, section 3 |
-| linear with the cosine's clip, rounding | uniform:2                                                      | ours: what is left when only the curve is taken away |
-| signSGD                               | sign,scale=one, and server_lr as its step size                   | Bernstein et al. 2018 |
-| sign with mean magnitude              | sign                                                             | Karimireddy et al. 2019, the compressor of EF-signSGD |
-| EF-signSGD                            | sign, and up_feedback=True                                       | Karimireddy et al. 2019 |
+    link                                                               what it is called in the literature
+    uniform:2,clip=0,rounding=stochastic,range=minmax                  linear with unbiased rounding (Suresh et al. 2017)
+    uniform:2,clip=0,rounding=stochastic,range=minmax,rotate=hadamard  the same after a rotation (Suresh et al. 2017)
+    uniform:2                                                          ours: only the cosine's curve is taken away
+    sign,scale=one                                                     signSGD (Bernstein et al. 2018); its step size
+                                                                       is FedConfig's server_lr
+    sign                                                               sign with mean magnitude (Karimireddy et al.
+                                                                       2019); with up_feedback=True: EF-signSGD
 
 Suresh, Yu, Kumar, McMahan: Distributed mean estimation with limited communication, ICML 2017.
 Bernstein, Wang, Azizzadenesheli, Anandkumar: signSGD: compressed optimisation for non-convex problems, ICML 2018. Its

@@ -29,11 +29,14 @@ EXPERIMENTS = {
     "sign-feedback": {"up": "sign", "up_feedback": True},  # EF-signSGD
     "cosine-2-down-8": {"up": "cosine:2", "down": "cosine:8"},
     "cosine-2-down-4": {"up": "cosine:2", "down": "cosine:4"},
+    "uniform-2-down-4": {"up": "uniform:2", "down": "uniform:4"},  # symmetric, both ways
     "cosine-4-down-4": {"up": "cosine:4", "down": "cosine:4"},
     "minmax-2-down-4": {"up": f"uniform:2,{MINMAX}", "down": f"uniform:4,{MINMAX}"},
 }
 PROFILES = {
-    "quick": {"data": "embedded", "rounds": 15, "clients": 20, "clients_per_round": 5, "batch_size": 25},
+    "quick": {  # the embedded digits: a few seconds
+        "data": "embedded", "rounds": 9, "clients": 10, "clients_per_round": 4, "batch_size": 10,
+    },
     "reference": {"data": "real", "rounds": 100, "evaluate_every": 5},  # E = 1, plain SGD: minutes on a CPU
     "full": {  # the paper group's set-up
         "data": "real", "rounds": 2000, "epochs": 5, "momentum": 0.9, "weight_decay": 1e-4, "lr_schedule": "cosine",

@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
-from cosquant_lite import report, runs
+from cosquant_lite import reference, report, runs
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 RESULTS = "<!-- results: written by `make readme` -->", "<!-- end of results -->"
 SPEED = "<!-- speed: written by `make readme` -->", "<!-- end of speed -->"
+FEDERATED = "<!-- federated: written by `make readme` -->", "<!-- end of federated -->"
+ROUND = "<!-- round: written by `make readme` -->", "<!-- end of round -->"
 SHOWN = ("cosine 1, clip 1 %", "cosine 2, clip 1 %", "cosine 4, clip 1 %", "cosine 4, no clip", "cosine 8, no clip",
                  "cosine 2, clip 1 %, deflate", "cosine 2, clip 1 %, ans", "torch definition 4, clip 1 %", "hivemind uniform 8",
                  "bitsandbytes blockwise 8", "bitsandbytes nf4", "openfl EDEN 4", "fedlab QSGD 2")  # fmt: skip
@@ -42,9 +44,18 @@ def speed() -> str:
     return "\n".join(rows)
 
 
+def one_round() -> str:
+    """How long a federated round takes, from the committed benchmark."""
+    rows = ["| a round of ten clients, E = 1 | median, s | over bare training |", "|---|---|---|"]
+    for row in json.loads((runs.RESULTS / "round.json").read_text("utf-8"))["rows"]:
+        rows.append(f"| {row['name']} | {row['median']:.2f} | {row['over_bare']:.2f} |")
+    return "\n".join(rows)
+
+
 def with_tables(text: str) -> str:
     """README text with each table between its two markers replaced."""
-    for (begin, end), content in ((RESULTS, table()), (SPEED, speed())):
+    tables = {RESULTS: table(), FEDERATED: reference.table(), SPEED: speed(), ROUND: one_round()}
+    for (begin, end), content in tables.items():
         before, rest = text.split(begin)
         text = before + begin + "\n" + content + "\n" + end + rest.split(end)[1]
     return text

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -59,8 +60,10 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def write_json(path: Path, content) -> None:
-    """`write_atomic` of indented JSON; NaN is refused rather than written."""
-    write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    """`write_atomic` of indented JSON, lists of numbers on one line; NaN is refused rather than written."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    text = re.sub(r"\[\n[^\[\]{}\"]+\]", lambda numbers: " ".join(numbers[0].split()), text)
+    write_atomic(path, text + "\n")
 
 
 def _commit() -> str:

@@ -1,11 +1,14 @@
 """The baselines against their papers' formulas."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
-from cosquant_lite import wire
+from cosquant_lite import comparators, wire
 from cosquant_lite.comparators import Sign
+from cosquant_lite.link import parse_link
 from cosquant_lite.metrics import nmse
 from cosquant_lite.quantize import Cosine
 
@@ -57,3 +60,10 @@ def test_the_frame_holds_one_bit_an_entry_whatever_the_size():
 def test_scales_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="scale must be one of 'mean', 'one', got 'max'"):
         Sign("max")
+
+
+def test_the_links_of_the_table_exist():
+    links = re.findall(r"^ {4}((?:uniform|sign)\S*)", comparators.__doc__, re.MULTILINE)
+    assert len(links) == 5
+    for link in links:
+        assert parse_link(link).quantizer is not None

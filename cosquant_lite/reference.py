@@ -1,0 +1,101 @@
+"""The committed reference runs: read from results/, for the grey curves of notebooks and for README's table.
+
+`python -m cosquant_lite.experiments --profile reference` makes them. A run that diverged is one of them.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from cosquant_lite import experiments, runs
+
+CIFAR10 = runs.RESULTS / "cifar10"
+
+
+def load(name: str, split: str = "iid", folder: Path = CIFAR10) -> list[dict]:
+    """The results of an experiment, one for each seed, in order. FileNotFoundError if there is none."""
+    found = sorted(folder.glob(f"{name}-{split.replace(':', '')}-seed*.json"))
+    if not found:
+        raise FileNotFoundError(f"no reference run {name!r} with split {split!r} in {folder}")
+    return [json.loads(file.read_text("utf-8")) for file in found]
+
+
+def megabytes(result: dict) -> np.ndarray:
+    """Traffic of both directions summed over the rounds so far, in MB, after each round."""
+    return np.cumsum(np.add(result["rounds"]["bytes_down"], result["rounds"]["bytes_up"])) / 1e6
+
+
+def curve(results: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rounds with a measured accuracy, the MB until then, and the accuracy in % of each seed: (seeds, rounds).
+
+    Ends where the first of the seeds diverged.
+    """
+    measured = [
+        [i for i, accuracy in enumerate(result["rounds"]["accuracy"]) if accuracy is not None] for result in results
+    ]
+    at = min(measured, key=len)
+    accuracy = np.array([[100 * result["rounds"]["accuracy"][i] for i in at] for result in results])
+    return np.array(at) + 1, np.mean([megabytes(result)[at] for result in results], axis=0), accuracy
+
+
+def late(results: list[dict]) -> np.ndarray:
+    """Accuracy in % of each seed, mean of the last five measurements (one alone jumps); NaN where the run diverged."""
+    _, _, accuracy = curve(results)
+    return np.where([bool(result["diverged"]) for result in results], np.nan, accuracy[:, -5:].mean(1))
+
+
+def spread(values: np.ndarray) -> str:
+    """Mean and half the range of the seeds; of one seed no range; or how many of them diverged."""
+    lost = int(np.isnan(values).sum())
+    if lost:
+        return f"{lost} of {len(values)} diverged"
+    return f"{values.mean():.1f}" + (f" ± {(values.max() - values.min()) / 2:.1f}" if len(values) > 1 else "")
+
+
+def megabytes_to(level: float, results: list[dict]) -> float:
+    """Traffic in MB until the accuracy is first measured at `level` % or more, mean of the seeds; NaN: not all do."""
+    _, mb, accuracy = curve(results)
+    reached = accuracy >= level
+    return float(mb[reached.argmax(1)].mean()) if reached.any(1).all() else np.nan
+
+
+def rows(names: list[str], level: float = 55) -> list[dict]:
+    """A row for each experiment: MB a round down and up (all clients), how many times fewer bytes than float32 both
+    ways, MB to `level` % accuracy, seeds, and the accuracies with each split."""
+    whole, table = _traffic("float32"), []
+    for name in names:
+        down, up = _traffic(name)
+        results = load(name)
+        row = {"name": name, "down": down, "up": up, "fewer": sum(whole) / (down + up), "seeds": len(results)}
+        row |= {split: spread(late(load(name, split))) if has(name, split) else "" for split in ("iid", "classes:2")}
+        table.append(row | {"to level": megabytes_to(level, results)})
+    return table
+
+
+def _traffic(name: str) -> tuple[float, float]:
+    """MB of a round, down and up."""
+    rounds = load(name)[0]["rounds"]
+    return tuple(float(np.mean(rounds[key])) / 1e6 for key in ("bytes_down", "bytes_up"))
+
+
+def has(name: str, split: str) -> bool:
+    """Whether there is a reference run of this experiment and split."""
+    return any(CIFAR10.glob(f"{name}-{split.replace(':', '')}-seed*.json"))
+
+
+def table() -> str:
+    """README's table of the reference runs on real CIFAR-10."""
+    lines = [
+        "| run | down, MB a round | up, MB a round | times fewer bytes | MB to 55 % | accuracy, % | with 2 classes a client, % | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows([name for name in experiments.EXPERIMENTS if has(name, "iid")]):
+        traffic = f"{row['down']:.2f} | {row['up']:.2f} | {row['fewer']:.1f} | {reached(row['to level'])}"
+        lines.append(f"| {row['name']} | {traffic} | {row['iid']} | {row['classes:2']} | {row['seeds']} |")
+    return "\n".join(lines)
+
+
+def reached(megabytes: float) -> str:
+    """A number of MB for a table, or "not reached"."""
+    return "not reached" if np.isnan(megabytes) else f"{megabytes:.0f}"
