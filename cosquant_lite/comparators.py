@@ -9,6 +9,9 @@
     sign                                                               sign with mean magnitude (Karimireddy et al.
                                                                        2019); with up_feedback=True: EF-signSGD
 
+"Sign" and "signSGD" are those papers' compressors, here of the update that E local epochs made, not of one gradient;
+the error-feedback memory is a client's own, and waits while the client is not drawn.
+
 Suresh, Yu, Kumar, McMahan: Distributed mean estimation with limited communication, ICML 2017.
 Bernstein, Wang, Azizzadenesheli, Anandkumar: signSGD: compressed optimisation for non-convex problems, ICML 2018. Its
 server takes the majority of the clients' signs; here it takes their mean, as federated averaging does.
@@ -21,7 +24,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from cosquant_lite.quantize import ScalarQuantizer, Uniform, as_float32, check_choice
+from cosquant_lite.quantize import ScalarQuantizer, Uniform, as_float32, check_choice, total
 
 SCALES = ("mean", "one")
 
@@ -44,7 +47,7 @@ class Sign(ScalarQuantizer):
 
     def floats(self, x: Tensor) -> tuple[float, float]:
         """(-scale, scale)."""
-        mean = x.abs().mean().item() if x.numel() else 0.0
+        mean = total(x.abs()).item() / x.numel() if x.numel() else 0.0
         scale = as_float32(mean if self.scale == "mean" else 1.0, "scale")
         return -scale, scale
 

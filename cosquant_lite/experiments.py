@@ -1,11 +1,12 @@
 """Named experiments and how large they are run; the command that runs a set of them and keeps the results.
 
 example: python -m cosquant_lite.experiments --profile reference --only float32,cosine-2 --seeds 0,1,2
-Finished ones are only read, interrupted ones go on; each result is one JSON file, written when its run is finished.
+Finished and diverged ones are only read, interrupted ones go on; each result is one JSON file, written at the end.
 """
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from cosquant_lite import runs, store
 from cosquant_lite.datasets import Images, load_images
-from cosquant_lite.federated import FedConfig
+from cosquant_lite.federated import RECORD, FedConfig
 
 MINMAX = "clip=0,rounding=stochastic,range=minmax"  # the usual "linear" baseline
 EXPERIMENTS = {
@@ -21,11 +22,14 @@ EXPERIMENTS = {
     "cosine-2": {"up": "cosine:2"},
     "uniform-2": {"up": "uniform:2"},  # symmetric, with the cosine's clip and rounding
     "minmax-2": {"up": f"uniform:2,{MINMAX}"},
+    "minmax-2-rotated": {"up": f"uniform:2,{MINMAX},rotate=hadamard"},
     "cosine-2-stochastic": {"up": "cosine:2,rounding=stochastic"},
     "cosine-1": {"up": "cosine:1"},
-    "cosine-1-small-step": {"up": "cosine:1", "server_lr": 0.43},  # 1 / 2.34, by which one bit enlarges an update
-    "float32-large-step": {"server_lr": 1.06},  # by which the cosine enlarges an update at two bits
+    # by how much one bit, two bits and the sign change a step: 2.34, 1.06 and 0.49 for the update of notebook 03
+    "cosine-1-small-step": {"up": "cosine:1", "server_lr": 0.43},
+    "float32-large-step": {"server_lr": 1.06},
     "sign": {"up": "sign"},
+    "sign-large-step": {"up": "sign", "server_lr": 2.0},
     "sign-feedback": {"up": "sign", "up_feedback": True},  # EF-signSGD
     "cosine-2-down-8": {"up": "cosine:2", "down": "cosine:8"},
     "cosine-2-down-4": {"up": "cosine:2", "down": "cosine:4"},
@@ -54,9 +58,14 @@ def config(name: str, profile: str, seed: int = 0, **others) -> FedConfig:
 
 def result(name: str, folder: Path, records: list[dict], diverged: str | None) -> dict:
     """What is committed of a run: its config.json, and one list a column; diverged: why there are no more rounds."""
-    columns = {key: [record[key] for record in records] for key in (records[0] if records else [])}
+    columns = {key: [record[key] for record in records] for key in RECORD}
     about = json.loads((folder / "config.json").read_text("utf-8"))
-    return {"name": name, "diverged": diverged, **about, "rounds": columns}
+    return {"name": name, **about, "diverged": diverged, "rounds": columns}
+
+
+def file_name(name: str, split: str, seed: int | str) -> str:
+    """Of a result. seed: a number, or "*" for all."""
+    return f"{name}-{split.replace(':', '')}-seed{seed}.json"
 
 
 def finish(settings: FedConfig, folder: Path, images: Images, label: str, device: str) -> tuple[list[dict], str | None]:
@@ -78,10 +87,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0", help="separated by commas (default: 0)")
     parser.add_argument("--split", default="iid", help="iid, classes:2, dirichlet:0.5 (default: iid)")
     parser.add_argument("--runs", type=Path, default="build/runs", help="where runs are kept (default: build/runs)")
-    parser.add_argument("--out", type=Path, default="build/results", help="where results go (default: build/results)")
+    parser.add_argument("--out", type=Path, help="where results go (default: build/results/PROFILE)")
     parser.add_argument("--device", default="cpu", help="where clients train: cpu or cuda (default: cpu)")
     args = parser.parse_args(argv)
     try:
+        if not re.fullmatch(r"\d+(,\d+)*", args.seeds):
+            raise ValueError(f"--seeds must be whole numbers separated by commas, got {args.seeds!r}")
         wanted = [(name, int(seed)) for seed in args.seeds.split(",") for name in args.only.split(",")]
         plan = [(name, config(name, args.profile, seed, split=args.split)) for name, seed in wanted]
         for name, settings in plan:
@@ -89,8 +100,10 @@ def main(argv: list[str] | None = None) -> int:
             folder = store.directory(args.runs, settings)
             label = f"{name}, {settings.split}, seed {settings.seed}"
             records, diverged = finish(settings, folder, images, label, args.device)
-            file = args.out / f"{name}-{settings.split.replace(':', '')}-seed{settings.seed}.json"
-            runs.write_json(file, result(name, folder, records, diverged))
+            out = args.out or Path("build/results") / args.profile
+            runs.write_json(
+                out / file_name(name, settings.split, settings.seed), result(name, folder, records, diverged)
+            )
             print(f"{label}: {diverged or format(records[-1]['accuracy'], '.2%')}", flush=True)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -55,8 +55,8 @@ class FedConfig:
     server_lr: float = 1.0  # the server subtracts so many times the mean update
     down_sends: str = "weights"  # the weights (the paper), or their difference to what clients hold, to all clients
     up_from: str = "received"  # an update counts from the received weights, or from the server's exact ones (ideal)
-    down_feedback: bool = False  # the server adds what the down link lost last time to its next message
-    up_feedback: bool = False  # each client adds what the up link lost to its next message
+    down_feedback: bool = False  # the server adds what the down link lost last time to the weights it sends next
+    up_feedback: bool = False  # each client adds what the up link lost to its next message, whenever that is
     evaluate_every: int = 1  # rounds between two measurements of the accuracy; the last round always has one
     seed: int = 0  # fixes weights, split, sampling, shuffling and rounding
 
@@ -74,6 +74,14 @@ class FedConfig:
         for name in ("lr", "lr_min", "momentum", "weight_decay", "max_norm", "server_lr"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
+        for way in ("down", "up"):
+            if getattr(self, f"{way}_feedback") and parse_link(getattr(self, way)).mask < 1:
+                raise ValueError(
+                    f"{way}_feedback does not go with a mask: a masked message is 1 / p times too long, and what it lost "
+                    "grows without end"
+                )
+        if self.down_feedback and self.down_sends == "difference":
+            raise ValueError("down_feedback with down_sends='difference': a difference already holds what was lost")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be at least 0 and below 2**63, got {self.seed}")
         if self.clients_per_round > self.clients:
@@ -160,6 +168,7 @@ def rounds(
             def upload(client: int, trained: State, loss: float, received=received, progress=progress, number=number):
                 origin = received if config.up_from == "received" else progress.weights
                 update = {name: origin[name] - trained[name].cpu() for name in received}
+                check_finite(update, config.lr)
                 return update, loss, *_upload(config, progress, number, client, update)
 
             def alone(client: int, received=received, lr=lr, shuffle=shuffle, upload=upload):
@@ -177,6 +186,7 @@ def rounds(
             sizes = [len(parts[client]) for client in chosen]
             mean = weighted_mean([delivery.state for delivery in deliveries], sizes)
             weights = {name: x - config.server_lr * mean[name] for name, x in progress.weights.items()}
+            check_finite(weights, config.lr)
             lost_up = {**progress.lost_up, **dict(zip(chosen, lost))} if config.up_feedback else {}
             progress = Progress(weights, number, progress.held, progress.lost_down, lost_up)
             measured = number % config.evaluate_every == 0 or number == config.rounds
@@ -195,6 +205,15 @@ def rounds(
             yield Round(record, received, list(updates), progress)
 
 
+def check_finite(state: State, lr: float) -> None:
+    """FloatingPointError if training has diverged: the loss of a batch cannot tell about the step after it."""
+    for name, x in state.items():
+        if not x.isfinite().all():
+            raise FloatingPointError(
+                f"{name} became infinite or NaN at lr={lr}: the training diverged; try a smaller lr"
+            )
+
+
 def usable(device: str) -> torch.device:
     """The device of this name. ValueError if there is no such device here."""
     try:
@@ -206,6 +225,7 @@ def usable(device: str) -> torch.device:
         raise ValueError(f"device {device!r} cannot be used here: {why}; 'cpu' always can, 'cuda' with a GPU") from None
 
 
+RECORD = ("round", "accuracy", "loss", "lr", "bytes_down", "bytes_up", "header_down", "header_up", "seconds")
 SETTINGS = ("epochs", "batch_size", "momentum", "weight_decay", "max_norm")  # of a client, straight from the config
 
 

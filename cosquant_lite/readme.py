@@ -46,9 +46,10 @@ def speed() -> str:
 
 def one_round() -> str:
     """How long a federated round takes, from the committed benchmark."""
-    rows = ["| a round of ten clients, E = 1 | median, s | over bare training |", "|---|---|---|"]
+    rows = ["| a round of ten clients, E = 1 | median, s | over bare training (quartiles) |", "|---|---|---|"]
     for row in json.loads((runs.RESULTS / "round.json").read_text("utf-8"))["rows"]:
-        rows.append(f"| {row['name']} | {row['median']:.2f} | {row['over_bare']:.2f} |")
+        quartiles = f" ({row['low']:.2f} to {row['high']:.2f})" if row["low"] < row["high"] else ""
+        rows.append(f"| {row['name']} | {row['median']:.1f} | {row['over_bare']:.2f}{quartiles} |")
     return "\n".join(rows)
 
 

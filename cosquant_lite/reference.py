@@ -1,6 +1,7 @@
 """The committed reference runs: read from results/, for the grey curves of notebooks and for README's table.
 
-`python -m cosquant_lite.experiments --profile reference` makes them. A run that diverged is one of them.
+`python -m cosquant_lite.experiments --profile reference --seeds 0,1,2 --out results/cifar10` makes them, once for each
+--split. A run that diverged is one of them.
 """
 
 import json
@@ -11,14 +12,15 @@ import numpy as np
 from cosquant_lite import experiments, runs
 
 CIFAR10 = runs.RESULTS / "cifar10"
+LEVEL = 55  # % accuracy up to which traffic is compared: nearly all runs get there
 
 
 def load(name: str, split: str = "iid", folder: Path = CIFAR10) -> list[dict]:
     """The results of an experiment, one for each seed, in order. FileNotFoundError if there is none."""
-    found = sorted(folder.glob(f"{name}-{split.replace(':', '')}-seed*.json"))
+    found = [json.loads(file.read_text("utf-8")) for file in folder.glob(experiments.file_name(name, split, "*"))]
     if not found:
         raise FileNotFoundError(f"no reference run {name!r} with split {split!r} in {folder}")
-    return [json.loads(file.read_text("utf-8")) for file in found]
+    return sorted(found, key=lambda result: result["config"]["seed"])
 
 
 def megabytes(result: dict) -> np.ndarray:
@@ -42,7 +44,8 @@ def curve(results: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def late(results: list[dict]) -> np.ndarray:
     """Accuracy in % of each seed, mean of the last five measurements (one alone jumps); NaN where the run diverged."""
     _, _, accuracy = curve(results)
-    return np.where([bool(result["diverged"]) for result in results], np.nan, accuracy[:, -5:].mean(1))
+    diverged = [bool(result["diverged"]) for result in results]
+    return np.full(len(results), np.nan) if all(diverged) else np.where(diverged, np.nan, accuracy[:, -5:].mean(1))
 
 
 def spread(values: np.ndarray) -> str:
@@ -56,38 +59,40 @@ def spread(values: np.ndarray) -> str:
 def megabytes_to(level: float, results: list[dict]) -> float:
     """Traffic in MB until the accuracy is first measured at `level` % or more, mean of the seeds; NaN: not all do."""
     _, mb, accuracy = curve(results)
+    if not len(mb):
+        return np.nan
     reached = accuracy >= level
     return float(mb[reached.argmax(1)].mean()) if reached.any(1).all() else np.nan
 
 
-def rows(names: list[str], level: float = 55) -> list[dict]:
+def rows(names: list[str]) -> list[dict]:
     """A row for each experiment: MB a round down and up (all clients), how many times fewer bytes than float32 both
-    ways, MB to `level` % accuracy, seeds, and the accuracies with each split."""
+    ways, MB to LEVEL % accuracy, seeds, and the accuracies with each split."""
     whole, table = _traffic("float32"), []
     for name in names:
         down, up = _traffic(name)
         results = load(name)
         row = {"name": name, "down": down, "up": up, "fewer": sum(whole) / (down + up), "seeds": len(results)}
         row |= {split: spread(late(load(name, split))) if has(name, split) else "" for split in ("iid", "classes:2")}
-        table.append(row | {"to level": megabytes_to(level, results)})
+        table.append(row | {"to level": megabytes_to(LEVEL, results)})
     return table
 
 
 def _traffic(name: str) -> tuple[float, float]:
     """MB of a round, down and up."""
     rounds = load(name)[0]["rounds"]
-    return tuple(float(np.mean(rounds[key])) / 1e6 for key in ("bytes_down", "bytes_up"))
+    return tuple(sum(rounds[key]) / max(len(rounds[key]), 1) / 1e6 for key in ("bytes_down", "bytes_up"))
 
 
 def has(name: str, split: str) -> bool:
     """Whether there is a reference run of this experiment and split."""
-    return any(CIFAR10.glob(f"{name}-{split.replace(':', '')}-seed*.json"))
+    return any(CIFAR10.glob(experiments.file_name(name, split, "*")))
 
 
 def table() -> str:
     """README's table of the reference runs on real CIFAR-10."""
     lines = [
-        "| run | down, MB a round | up, MB a round | times fewer bytes | MB to 55 % | accuracy, % | with 2 classes a client, % | seeds |",
+        f"| run | down, MB a round | up, MB a round | times fewer bytes | MB to {LEVEL} % | accuracy, % | with 2 classes a client, % | seeds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows([name for name in experiments.EXPERIMENTS if has(name, "iid")]):

@@ -1,11 +1,13 @@
-"""A random Hadamard rotation, after which no entry is large beside the others (Suresh et al., ICML 2017).
+"""A random Hadamard rotation, which spreads large entries over many (Suresh et al., ICML 2017).
 
-A flat tensor is cut into blocks of a power of two, without padding: as many of 2**16 entries as there are, then the
-largest that fit, so 864 = 512 + 256 + 64 + 32. Each block x becomes H D x / sqrt(n): D flips signs, H is the Hadamard
-matrix of +1 and -1 in natural order, n the block's length.
+x becomes H D x / sqrt(n): D flips signs, H is the Hadamard matrix of +1 and -1 in natural order, n a power of two. The
+paper pads a vector with zeros to such a length. Here nothing is padded: the length n of a *window* is 2**16, or the
+largest power of two that the tensor has; windows follow each other from the first entry on, and if entries are left, one
+more window covers the last n and overlaps. Each window in turn is multiplied by H D / sqrt(n).
 
-D leaves the sign of the entries that `Mask(0.5, seed)` keeps, and flips the others. H is log2(n) rounds: for h = 1, 2,
-4 ... n / 2 the entries i and i + h with i & h = 0 become their sum and their difference. All of it is in float64.
+The D of all windows, one after the other, are the entries that `Mask(0.5, seed)` keeps: there the sign stays, elsewhere
+it flips. H is log2(n) rounds: for h = 1, 2, 4 ... n / 2 the entries i and i + h with i & h = 0 become their sum and their
+difference. All of it is in float64. The receiver takes the windows in reverse order and rounds each result to float32.
 """
 
 import math
@@ -16,29 +18,38 @@ from torch import Tensor
 from cosquant_lite.mask import Mask
 
 CHOICES = ("none", "hadamard")
-LARGEST = 2**16  # entries of a block: what is large is spread over enough of them, and the work stays in the cache
+LARGEST = 2**16  # entries of a window: what is large is spread over enough of them, and the work stays in the cache
 
 
 def rotate(x: Tensor, seed: int, tensor: int) -> Tensor:
     """x rotated, float64, of its shape. seed, tensor: as in `mask.Mask.kept`."""
-    flat, keep = x.double().flatten(), Mask(0.5, seed).kept(x.numel(), tensor).to(x.device)
-    turned = [_hadamard(block) for block in torch.where(keep, flat, -flat).split(blocks(x.numel()))]
-    return torch.cat(turned or [flat]).view(x.shape)
+    turned = x.double().flatten().clone()
+    for window, stays in _signs(len(turned), seed, tensor):
+        part, stays = turned[window], stays.to(x.device)
+        turned[window] = _hadamard(torch.where(stays, part, -part))
+    return turned.view(x.shape)
 
 
 def unrotate(values: Tensor, seed: int, tensor: int) -> Tensor:
-    """The inverse of `rotate` on flat float32 values, rounded to float32; in place, so that it takes little memory."""
-    keep, sizes = Mask(0.5, seed).kept(len(values), tensor).to(values.device), blocks(len(values))
-    for block, kept in zip(values.split(sizes), keep.split(sizes)):
-        x = _hadamard(block.double())
-        block.copy_(torch.where(kept, x, -x))
+    """The inverse of `rotate` on flat float32 values; in place, so that it takes little memory."""
+    for window, stays in reversed(_signs(len(values), seed, tensor)):  # H / sqrt(n) is its own inverse
+        part, stays = _hadamard(values[window].double()), stays.to(values.device)
+        values[window] = torch.where(stays, part, -part).float()
     return values
 
 
-def blocks(n: int) -> list[int]:
-    """Lengths of the blocks of a tensor with n entries."""
-    rest = n % LARGEST
-    return [LARGEST] * (n // LARGEST) + [1 << i for i in reversed(range(rest.bit_length())) if rest >> i & 1]
+def windows(n: int) -> list[slice]:
+    """The windows of a tensor with n entries."""
+    size = min(LARGEST, 1 << max(n.bit_length() - 1, 0))
+    starts = [*range(0, n - size + 1, size), *([n - size] if n % size else [])]
+    return [slice(start, start + size) for start in starts]
+
+
+def _signs(n: int, seed: int, tensor: int) -> list[tuple[slice, Tensor]]:
+    """Each window, and where in it the signs stay."""
+    found = windows(n)
+    size = found[0].stop if found else 1
+    return list(zip(found, Mask(0.5, seed).kept(size * len(found), tensor).split(size)))
 
 
 def _hadamard(x: Tensor) -> Tensor:

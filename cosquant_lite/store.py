@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +35,8 @@ def directory(root: Path, config: FedConfig) -> Path:
 def resume(folder: Path, config: FedConfig, images: Images, workers: int = 0, device: str = "cpu") -> Iterator[dict]:
     """Yield the record of each round, first those that are stored, then new ones as they are finished and stored.
 
-    workers, device: as in `federated.rounds`. OSError if the folder cannot be written, or another process works in it; what was stored stays.
+    workers, device: as in `federated.rounds`. FloatingPointError if it diverged, now or in an earlier session. ValueError
+    if the folder holds a run of another configuration or of other data. OSError if the folder cannot be written, or another process works in it; what was stored stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
@@ -43,27 +45,50 @@ def resume(folder: Path, config: FedConfig, images: Images, workers: int = 0, de
     except Timeout:
         raise OSError(f"another process is working on {folder}; wait for it, or stop it") from None
     try:
+        about = _about(folder, config, images)
         records, progress = _load(folder)
         yield from records
+        if about["diverged"]:
+            raise FloatingPointError(about["diverged"])
         if len(records) >= config.rounds:
             return
-        _note_session(folder, config, images, device)
+        about["sessions"].append({"device": device, **runs.provenance()})
+        runs.write_json(folder / "config.json", about)
         for finished in rounds(config, images, progress, workers, device):
             _append(folder / "rounds.jsonl", finished.record)
             _save(folder / "checkpoint.pt", finished.progress)
             yield finished.record
+    except FloatingPointError as error:
+        runs.write_json(folder / "config.json", {**about, "diverged": str(error)})
+        raise
     finally:
         lock.release()
 
 
 def _load(folder: Path) -> tuple[list[dict], Progress | None]:
     """What was finished: a line is written before its checkpoint, so the last one may have none and is dropped."""
-    checkpoint, lines = folder / "checkpoint.pt", folder / "rounds.jsonl"
-    progress = Progress(**torch.load(checkpoint, weights_only=True)) if checkpoint.exists() else None
+    lines = folder / "rounds.jsonl"
+    progress = _read_checkpoint(folder / "checkpoint.pt")
     done = progress.number if progress else 0
     stored = lines.read_text("utf-8").splitlines() if lines.exists() else []
-    runs.write_atomic(lines, "".join(line + "\n" for line in stored[:done]))
+    if len(stored) < done or (progress is None and len(stored) > 1):
+        raise OSError(
+            f"{lines} has {len(stored)} rounds, and checkpoint.pt is that of round {done}: one of the two is "
+            f"missing or not from this run; put it back, or remove {folder} to begin again"
+        )
+    if len(stored) > done:
+        runs.write_atomic(lines, "".join(line + "\n" for line in stored[:done]))
     return [json.loads(line) for line in stored[:done]], progress
+
+
+def _read_checkpoint(file: Path) -> Progress | None:
+    if not file.exists():
+        return None
+    try:
+        return Progress(**torch.load(file, weights_only=True))
+    except (RuntimeError, EOFError, pickle.UnpicklingError, TypeError) as error:
+        why = str(error).splitlines()[0] if str(error) else "it is empty"
+        raise OSError(f"{file} is damaged: {why}; remove {file.parent} to begin again") from None
 
 
 def _append(file: Path, record: dict) -> None:
@@ -79,12 +104,13 @@ def _save(file: Path, progress: Progress) -> None:
     runs.write_atomic(file, buffer.getvalue())
 
 
-def _note_session(folder: Path, config: FedConfig, images: Images, device: str) -> None:
-    file = folder / "config.json"
-    sessions = json.loads(file.read_text("utf-8"))["sessions"] if file.exists() else []
-    about = {
-        "config": asdict(config),
-        "source": images.source,
-        "sessions": [*sessions, {"device": device, **runs.provenance()}],
-    }
-    runs.write_json(file, about)
+def _about(folder: Path, config: FedConfig, images: Images) -> dict:
+    """What config.json says, or will say. ValueError if it says something else."""
+    file, mine = folder / "config.json", {"config": asdict(config), "source": images.source}
+    if not file.exists():
+        return {**mine, "diverged": None, "sessions": []}
+    stored = json.loads(file.read_text("utf-8"))
+    for key, value in mine.items():
+        if stored[key] != value:
+            raise ValueError(f"{folder} holds a run with the {key} {stored[key]!r}, not {value!r}; take another folder")
+    return {"diverged": None, **stored}

@@ -111,7 +111,9 @@ class Pool:
         """The calling worker's own copy, with these weights."""
         if not hasattr(self._own, "model"):
             self._own.model, self._own.weights = deepcopy(self._template), None
-        if weights is not None and self._own.weights is not weights:
+        if weights is None:
+            self._own.weights = None  # the caller may change them
+        elif self._own.weights is not weights:
             self._own.model.load_state_dict(weights)
             self._own.weights = weights
         return self._own.model

@@ -28,7 +28,7 @@ bound) / (L - 1)), and 0 if norm = 0 or bound >= pi / 2. uniform: low + c (high 
 is divided by p; then it is rounded to float32, and then to the tensor's dtype. Raw values of floating-point tensors in
 a masked frame are divided by p in float64 and rounded to their dtype. Entries that do not travel are 0; tensors that
 are not floating-point are never masked. In a rotated frame the values of scheme 1 and 2, rounded to float32, are the
-rotated ones: the rotation is undone in float64, and that is rounded to float32, and then to the tensor's dtype.
+rotated ones: the rotation is undone, and what that gives is rounded to the tensor's dtype.
 
 A decoder refuses what no encoder writes: a number with a needless last byte 0, fill bits that are not 0, two tensors of
 one name, a shape whose product, zeros left out, is 2**48 or more, floats or values that are not finite.
@@ -263,8 +263,12 @@ def _encode_tensor(
     p = mask.p if mask else 1.0
     if quantizer is not None and x.is_floating_point():
         floats, packed = kernels.quantize_packed(_turned(x, turn, index), quantizer, generator, keep)
-        grow = 1.0 if turn is None else math.sqrt(max(rotation.blocks(x.numel()), default=1))  # if it all piles up
-        _check_values(grow * _table(quantizer, floats, p), x.dtype)
+        table = _table(quantizer, floats, p)
+        _check_values(table, x.dtype if turn is None else torch.float32)
+        if turn is not None:  # only the values themselves tell what becomes of them
+            _turned_back(
+                kernels.dequantize_packed(packed, table.float(), quantizer.bits, x.numel()), turn, index, x.dtype
+            )
         bits, n = quantizer.bits, x.numel() if keep is None else int(np.count_nonzero(keep.cpu().numpy()))
         how = struct.pack("<BB2f", SCHEMES.index(quantizer.scheme), bits, *floats)
     else:
@@ -312,6 +316,14 @@ def _turned(x: Tensor, turn: int | None, index: int) -> Tensor:
     return rotation.rotate(x, turn, index)
 
 
+def _turned_back(values: Tensor, turn: int, index: int, dtype: torch.dtype) -> Tensor:
+    """Rotated values in the tensor's own frame of reference and dtype. ValueError if it cannot hold them."""
+    values = rotation.unrotate(values, turn, index)
+    if len(values) and not torch.stack(values.aminmax()).to(dtype).isfinite().all():
+        raise ValueError(f"a value after the rotation is beyond {dtype}")
+    return values.to(dtype)
+
+
 def _table(quantizer: ScalarQuantizer, floats: tuple[float, float], p: float) -> Tensor:
     """The float64 that each code stands for."""
     return quantizer.value(torch.arange(quantizer.levels, dtype=torch.float64, device="cpu"), floats) / p
@@ -321,7 +333,7 @@ def _check_values(table: Tensor, dtype: torch.dtype) -> None:
     """ValueError if the receiver could not hold the values."""
     if not table.float().to(dtype).isfinite().all():
         raise ValueError(
-            f"the largest value at the receiver, after mask or rotation, is {table.abs().max():.3g} and beyond {dtype}"
+            f"the largest value at the receiver, divided by the mask's p if there is one, is {table.abs().max():.3g} and beyond {dtype}"
         )
 
 
@@ -364,9 +376,7 @@ def _dequantized(part: Part, n: int, frame: Frame, index: int, device: torch.dev
         packed = lossless.expand(part.stage, part.payload, part.bits, n).to(device)
         values = kernels.dequantize_packed(packed, table, part.bits, n)
     if turned:
-        values = rotation.unrotate(values, frame.rotation, index).to(part.dtype)
-        if not values.isfinite().all():
-            raise ValueError(f"values beyond {part.dtype} after the rotation")
+        values = _turned_back(values, frame.rotation, index, part.dtype)
     return values
 
 

@@ -53,7 +53,7 @@ def decode(frame: bytes) -> dict:
         if scheme:
             values = [struct.unpack("<f", struct.pack("<f", v))[0] for v in values]  # rounded to float32
         if extra == 2 and scheme:
-            values = [struct.unpack("<f", struct.pack("<f", v))[0] for v in unrotate(values, seed, index)]
+            values = unrotate(values, seed, index)
         if masked:
             sent = iter(values)
             values = [next(sent) if k else 0.0 for k in keep]
@@ -120,18 +120,22 @@ def ans(payload, bits, n):
 
 
 def unrotate(values, seed, tensor):
-    flat, signs, start = [], kept(len(values), 0.5, seed, tensor), 0
-    while start < len(values):
-        n = 2**16
-        while n > len(values) - start:
-            n //= 2
+    values, n = list(values), 2**16
+    while n > max(len(values), 1):
+        n //= 2
+    starts = list(range(0, len(values) - n + 1, n))
+    if len(values) % n:
+        starts.append(len(values) - n)
+    signs = kept(n * len(starts), 0.5, seed, tensor)
+    for i in reversed(range(len(starts))):
+        start, stays = starts[i], signs[i * n : (i + 1) * n]
         x, h = values[start : start + n], 1
         while h < n:
-            x = [x[i] + x[i + h] if not i & h else x[i - h] - x[i] for i in range(n)]
+            x = [x[j] + x[j + h] if not j & h else x[j - h] - x[j] for j in range(n)]
             h *= 2
-        flat += [v / math.sqrt(n) for v in x]
-        start += n
-    return [v if sign else -v for v, sign in zip(flat, signs)]
+        x = [struct.unpack("<f", struct.pack("<f", v / math.sqrt(n)))[0] for v in x]
+        values[start : start + n] = [v if stay else -v for v, stay in zip(x, stays)]
+    return values
 
 
 def kept(n, p, seed, tensor):

@@ -54,12 +54,15 @@ def test_encoding_takes_at_most_one_and_a_half_times_the_memory_of_its_input():
 def test_a_round_is_measured_beside_bare_training_and_a_script(tmp_path, capsys, monkeypatch):
     few = bench_round._images(2000)
     monkeypatch.setattr(bench_round, "_images", lambda n: few)
+    monkeypatch.setattr(bench_round, "version", lambda name: "1.0")
     script = tmp_path / "other_engine.py"
     script.write_text("import os\nfor i in range(int(os.environ['ROUNDS'])): print(f'round {i}: {i}.50 s')")
     words = ["bench", "--only", "round", "--repeat", "2", "--out", str(tmp_path)]
     assert main([*words, "--flower", str(script)]) == 0
     rows = {row["name"]: row for row in json.loads((tmp_path / "round.json").read_text())["rows"]}
-    assert rows["bare training"]["over_bare"] == rows["cosine 8 down, 2 up"]["over_ours"] == 1
+    assert rows["bare training"]["over_bare"] == 1
+    assert rows["Flower, float32"]["over_bare"] == 2.5 / rows["bare training"]["median"]
+    assert 0 < rows["float32 both ways"]["low"] <= rows["float32 both ways"]["high"]
     assert rows["Flower, float32"]["median"] == 2.5  # rounds from 2 on
     assert rows["float32 both ways"]["fastest"] > 0
     assert "cosine 8 down, 2 up, ans" in capsys.readouterr().out

@@ -46,3 +46,17 @@ def test_a_run_that_diverges_is_a_result_and_the_others_go_on(tmp_path, capsys, 
     assert stored["diverged"].startswith(f"round {len(stored['rounds']['round']) + 1}: a client's loss became")
     assert (tmp_path / "cosine-2-iid-seed0.json").exists()
     assert "float32, iid, seed 0: round" in capsys.readouterr().out
+
+
+def test_one_that_diverges_at_once_is_a_result_without_rounds(tmp_path, monkeypatch):
+    monkeypatch.setitem(experiments.EXPERIMENTS, "float32", {"lr": 1e30})
+    words = ["--only", "float32", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
+    assert experiments.main(words) == 0
+    stored = json.loads((tmp_path / "float32-iid-seed0.json").read_text())
+    assert stored["diverged"].startswith("round 1:")
+    assert set(map(len, stored["rounds"].values())) == {0}
+
+
+def test_seeds_that_are_no_numbers_are_named(capsys):
+    assert experiments.main(["--seeds", "0,one"]) == 2
+    assert "--seeds must be whole numbers separated by commas, got '0,one'" in capsys.readouterr().err

@@ -221,6 +221,19 @@ def test_error_feedback_loses_nothing_for_good():
     assert lost["w"].norm() > 1
 
 
+def test_the_memory_of_a_contraction_stays_bounded_and_that_of_one_bit_cosine_does_not():
+    sizes = {}
+    for text in ("sign", "cosine:2", "cosine:1"):
+        lost = None
+        for seed in range(12):
+            x = {"w": torch.randn(5000, generator=torch.Generator().manual_seed(seed))}
+            _, lost = send_with_memory(x, lost, parse_link(text))
+        sizes[text] = float(lost["w"].norm() / x["w"].norm())
+    assert sizes["sign"] < 2  # the proof allows about 2 / delta, delta = 0.64 for a Gaussian
+    assert sizes["cosine:2"] < 1
+    assert sizes["cosine:1"] > 3
+
+
 def test_clients_keep_their_own_memory(images):
     config = FedConfig(**{**SMALL, "rounds": 4, "clients": 4, "epochs": 1}, up="cosine:1", up_feedback=True)
     last = list(rounds(config, images))[-1].progress
@@ -282,3 +295,25 @@ def test_a_run_that_is_over_goes_no_further(images):
 def test_a_device_that_cannot_be_used_is_named(device, capsys, tmp_path):
     assert main(["run", "--data", "embedded", "--device", device, "--runs", str(tmp_path)]) == 2
     assert f"device '{device}' cannot be used here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"up": "cosine:2,mask=0.5", "up_feedback": True}, "up_feedback does not go with a mask"),
+        ({"down": "none,mask=0.5", "down_feedback": True}, "down_feedback does not go with a mask"),
+        ({"down": "cosine:2", "down_feedback": True, "down_sends": "difference"}, "already holds what was lost"),
+    ],
+)
+def test_feedback_that_cannot_work_is_refused(options, named):
+    with pytest.raises(ValueError, match=named):
+        FedConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"lr": 1e20, "weight_decay": 1e20, "up": "cosine:2"}, {"lr": 1e38, "server_lr": 1e6}]
+)
+def test_weights_that_are_no_numbers_are_divergence_not_bad_input(images, options):
+    config = FedConfig(**{**SMALL, "rounds": 1, "epochs": 1, "batch_size": 500}, **options)
+    with pytest.raises(FloatingPointError, match=r"infinite or NaN|became"):
+        list(rounds(config, images))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -118,3 +119,37 @@ def test_a_checkpoint_holds_all_that_the_next_round_needs(tmp_path, images):
     assert stored["number"] == 2
     assert all(torch.equal(stored["weights"][name], x) for name, x in last.weights.items())
     assert stored["lost_up"].keys() == last.lost_up.keys()
+
+
+def test_what_belongs_to_another_run_is_refused_before_anything_is_yielded(tmp_path, images):
+    list(store.resume(tmp_path, FedConfig(**{**OPTIONS, "rounds": 1}), images))
+    other = replace(images, source="CIFAR-10")
+    for config, data, named in (
+        (CONFIG, images, "'rounds': 1"),
+        (FedConfig(**{**OPTIONS, "rounds": 1}), other, "digits"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            next(store.resume(tmp_path, config, data))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
+def test_a_damaged_or_missing_checkpoint_is_named_and_nothing_is_lost(tmp_path, images, damage):
+    list(store.resume(tmp_path, FedConfig(**{**OPTIONS, "rounds": 2}), images))
+    checkpoint, before = tmp_path / "checkpoint.pt", lines(tmp_path)
+    content = checkpoint.read_bytes()
+    checkpoint.unlink() if damage == "gone" else checkpoint.write_bytes(content[: 1000 * (damage == "cut")])
+    with pytest.raises(OSError, match=r"remove .* to begin again"):
+        next(store.resume(tmp_path, FedConfig(**{**OPTIONS, "rounds": 2}), images))
+    assert lines(tmp_path) == before
+    checkpoint.write_bytes(content)
+    assert len(list(store.resume(tmp_path, FedConfig(**{**OPTIONS, "rounds": 2}), images))) == 2
+
+
+def test_a_run_that_diverged_says_so_again_and_is_not_trained_again(tmp_path, images):
+    config = FedConfig(**{**OPTIONS, "lr": 1e30, "up": "none", "down": "none", "up_feedback": False})
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match="the training diverged"):
+            list(store.resume(tmp_path, config, images))
+    about = json.loads((tmp_path / "config.json").read_text())
+    assert "the training diverged" in about["diverged"]
+    assert len(about["sessions"]) == 1
