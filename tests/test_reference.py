@@ -1,0 +1,77 @@
+"""The committed reference runs: what is read from them, and that they are what they say."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cosquant_lite import experiments, reference
+from cosquant_lite.federated import FedConfig
+
+
+def result(accuracy, diverged=None, each=1_000_000):
+    rounds = {"accuracy": accuracy, "bytes_down": [each] * len(accuracy), "bytes_up": [each] * len(accuracy)}
+    return {"diverged": diverged, "rounds": rounds}
+
+
+def test_a_curve_has_the_measured_rounds_and_the_traffic_until_then():
+    rounds, mb, accuracy = reference.curve([result([None, 0.2, None, 0.4]), result([None, 0.4, None, 0.6])])
+    assert rounds.tolist() == [2, 4]
+    assert mb.tolist() == [4, 8]
+    np.testing.assert_allclose(accuracy, [[20, 40], [40, 60]])
+
+
+def test_a_curve_ends_where_the_first_seed_diverged():
+    rounds, _, accuracy = reference.curve([result([0.1, 0.2, 0.3]), result([0.1], "round 2: ...")])
+    assert rounds.tolist() == [1]
+    assert accuracy.shape == (2, 1)
+
+
+def test_spread_is_mean_and_half_range_or_says_what_diverged():
+    runs = [result([0.5] * 5), result([0.9, 0.6, 0.6, 0.6, 0.6, 0.6]), result([0.52] * 5)]
+    assert reference.spread(np.array([50.0, 60.0, 52.0])) == "54.0 ± 5.0"
+    assert reference.spread(np.array([50.0])) == "50.0"
+    assert reference.spread(np.array([50.0, np.nan])) == "1 of 2 diverged"
+    np.testing.assert_allclose(reference.late(runs[:1]), [50])
+    np.testing.assert_allclose(reference.late(runs[1:2]), [60])  # of the last five measurements
+    assert np.isnan(reference.late([result([0.5], "round 2: ...")])).all()
+    assert np.isnan(reference.late([result([], "round 1: ...")])).all()
+    assert np.isnan(reference.megabytes_to(55, [result([], "round 1: ...")]))
+
+
+def test_megabytes_to_a_level_are_those_of_the_first_time():
+    fast, slow = result([0.1, 0.6, 0.5]), result([0.1, 0.2, 0.6])
+    assert reference.megabytes_to(55, [fast]) == 4
+    assert reference.megabytes_to(55, [fast, slow]) == 5
+    assert np.isnan(reference.megabytes_to(65, [fast]))
+    assert np.isnan(reference.megabytes_to(55, [fast, result([0.1, 0.2, 0.3])]))
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no reference run 'cosine-2' with split 'iid'"):
+        reference.load("cosine-2", folder=tmp_path)
+
+
+@pytest.mark.parametrize("file", sorted(reference.CIFAR10.glob("*.json")), ids=lambda file: file.stem)
+def test_a_committed_run_is_a_named_experiment_on_real_data_and_whole(file):
+    stored = json.loads(file.read_text("utf-8"))
+    config = FedConfig(**stored["config"])
+    assert config == experiments.config(stored["name"], "reference", config.seed, split=config.split)
+    assert file.name == experiments.file_name(stored["name"], config.split, config.seed)
+    assert stored["source"].startswith("CIFAR-10")
+    assert all("+" not in session["commit"] for session in stored["sessions"])
+    number = stored["rounds"]["round"]
+    assert number == list(range(1, len(number) + 1))
+    assert bool(stored["diverged"]) == (len(number) < config.rounds)
+    assert stored["diverged"] or stored["rounds"]["accuracy"][-1] > 0.1
+
+
+def test_the_traffic_of_a_committed_run_is_the_formula():
+    from cosquant_lite import wire
+    from cosquant_lite.models import cnn, initial_weights
+
+    weights = initial_weights(cnn(), 0)
+    for name, down, up in (("float32", None, None), ("cosine-2-down-4", 4, 2), ("sign", None, 1)):
+        for stored in reference.load(name):
+            assert set(stored["rounds"]["bytes_down"]) == {10 * wire.frame_bytes(weights, down)}
+            assert set(stored["rounds"]["bytes_up"]) == {10 * wire.frame_bytes(weights, up)}
