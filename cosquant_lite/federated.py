@@ -161,29 +161,14 @@ def rounds(
             order = torch.randperm(config.clients, generator=generator(config.seed, "sample", number))
             chosen = order[: config.clients_per_round].tolist()
             lr = learning_rate(config, number)
-
-            def shuffle(client: int, number=number) -> torch.Generator:
-                return generator(config.seed, "client", number, client)
-
-            def upload(client: int, trained: State, loss: float, received=received, progress=progress, number=number):
-                origin = received if config.up_from == "received" else progress.weights
-                update = {name: origin[name] - trained[name].cpu() for name in received}
-                check_finite(update, config.lr)
-                return update, loss, *_upload(config, progress, number, client, update)
-
-            def alone(client: int, received=received, lr=lr, shuffle=shuffle, upload=upload):
-                x, y = train_x[parts[client]], train_y[parts[client]]
-                return upload(client, *train_client(pool.model(), received, x, y, shuffle(client), lr=lr, **settings))
-
-            if together and len({len(parts[client]) for client in chosen}) == 1:
-                mine = torch.stack([parts[client] for client in chosen])
-                shuffles = [shuffle(client) for client in chosen]
-                trained = train_clients(model, received, train_x[mine], train_y[mine], shuffles, lr=lr, **settings)
-                results = pool.map(lambda one, upload=upload: upload(one[0], *one[1]), zip(chosen, trained))
-            else:
-                results = pool.map(alone, chosen)
-            updates, losses, deliveries, lost = zip(*results)
-            sizes = [len(parts[client]) for client in chosen]
+            mine, shuffles = zip(*((parts[k], generator(config.seed, "client", number, k)) for k in chosen))
+            data = [(train_x[part], train_y[part]) for part in mine]
+            trained = _train(pool, model, received, data, shuffles, together, {**settings, "lr": lr})
+            losses = [loss for _, loss in trained]
+            origin = received if config.up_from == "received" else progress.weights
+            updates = [{name: w - after[name].cpu() for name, w in origin.items()} for after, _ in trained]
+            deliveries, lost = zip(*_uploads(config, progress, number, chosen, updates))
+            sizes = [len(part) for part in mine]
             mean = weighted_mean([delivery.state for delivery in deliveries], sizes)
             weights = {name: x - config.server_lr * mean[name] for name, x in progress.weights.items()}
             check_finite(weights, config.lr)
@@ -202,7 +187,19 @@ def rounds(
                 "header_up": sum(delivery.header for delivery in deliveries),
                 "seconds": perf_counter() - start,
             }
-            yield Round(record, received, list(updates), progress)
+            yield Round(record, received, updates, progress)
+
+
+def _train(pool: Pool, model, received: State, data: list, shuffles: list, together: bool, settings: dict):
+    """Each client's trained weights and mean loss; data: its images and labels."""
+    if together and len({len(y) for _, y in data}) == 1:
+        x, y = (torch.stack(part) for part in zip(*data))
+        return train_clients(model, received, x, y, shuffles, **settings)
+
+    def alone(one: tuple, shuffle: torch.Generator):
+        return train_client(pool.model(), received, *one, shuffle, **settings)
+
+    return pool.map(alone, data, shuffles)
 
 
 def check_finite(state: State, lr: float) -> None:
@@ -258,12 +255,19 @@ def _broadcast(config: FedConfig, progress: Progress, number: int) -> tuple[Stat
     )
 
 
-def _upload(config: FedConfig, progress: Progress, number: int, client: int, update: State):
-    """A client's message to the server, and what the link lost of it (None without feedback)."""
-    link, coins = parse_link(config.up), generator(config.seed, "up", number, client)
-    if not config.up_feedback:
-        return send(update, link, coins), None
-    return send_with_memory(update, progress.lost_up.get(client), link, coins)
+def _uploads(config: FedConfig, progress: Progress, number: int, chosen: list[int], updates: list[State]):
+    """For each client its message to the server, and what the link lost of it (None without feedback).
+
+    One after the other: beside training threads, their many small steps wait for Python's lock three times as long.
+    """
+    link = parse_link(config.up)
+    for client, update in zip(chosen, updates):
+        check_finite(update, config.lr)
+        coins = generator(config.seed, "up", number, client)
+        if config.up_feedback:
+            yield send_with_memory(update, progress.lost_up.get(client), link, coins)
+        else:
+            yield send(update, link, coins), None
 
 
 def weighted_mean(states: list[State], sizes: list[int]) -> State:

@@ -118,9 +118,9 @@ class Pool:
             self._own.weights = weights
         return self._own.model
 
-    def map(self, work: Callable, items: Iterable) -> list:
-        """work(item) for each item, side by side; the results in order."""
-        return list(self._threads.map(work, items))
+    def map(self, work: Callable, *items: Iterable) -> list:
+        """work(item, ...) for each item, side by side; the results in order. As the built-in map."""
+        return list(self._threads.map(work, *items))
 
     def __enter__(self) -> "Pool":
         return self
