@@ -20,7 +20,9 @@ def refreshed(expected: dict, rows: list[dict]) -> dict:
         }
         old = expected["notebooks"].get(row["notebook"], {}).get(row["number"], new)
         if row["recorded"] is not None:
-            value = old["value"] if old.get("theory") else float(f"{row['recorded']:.6g}")
+            recorded = float(row["recorded"])
+            rounded = recorded if recorded.is_integer() else float(f"{recorded:.6g}")  # a count is kept exactly
+            value = old["value"] if old.get("theory") else rounded
             notebooks.setdefault(row["notebook"], {})[row["number"]] = {**old, "value": value}
     return {**expected, "notebooks": {**expected["notebooks"], **notebooks}}
 

@@ -16,7 +16,7 @@ def test_refreshed_keeps_theory_tolerances_and_other_notebooks():
     }
     rows = [
         {"notebook": "01_a", "number": name, "recorded": value}
-        for name, value in (("pi", 3.1), ("x", 1.2345678), ("z", 10.0), ("gone", None))
+        for name, value in (("pi", 3.1), ("x", 1.2345678), ("z", 10.0), ("bytes", 12345678.0), ("gone", None))
     ]
     new = refreshed(old, rows)
     assert new["settings"] == {"seed": 0}
@@ -24,4 +24,5 @@ def test_refreshed_keeps_theory_tolerances_and_other_notebooks():
     assert new["notebooks"]["01_a"]["pi"]["value"] == 3.0
     assert new["notebooks"]["01_a"]["x"] == {"value": 1.23457, "tolerance": 0.5, "why": "w"}
     assert new["notebooks"]["01_a"]["z"]["tolerance"] == 0.1
+    assert new["notebooks"]["01_a"]["bytes"]["value"] == 12345678
     assert "gone" not in new["notebooks"]["01_a"]
