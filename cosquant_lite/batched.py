@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.functional import cross_entropy
 
-from cosquant_lite.training import State
+from cosquant_lite.training import LocalSGD, State, as_they_are
 
 
 def train_clients(
@@ -21,35 +21,32 @@ def train_clients(
     x: Tensor,
     y: Tensor,
     shuffles: list[torch.Generator],
-    *,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    max_norm: float = 0.0,
-    prepare: Callable[[Tensor, torch.Generator], Tensor] = lambda x, shuffle: x,
+    sgd: LocalSGD,
+    loss_of: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    prepare: Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]] = as_they_are,
 ) -> list[tuple[State, float]]:
-    """`training.train_client` for K clients with n images each. x: (K, n, 3, 32, 32), y: (K, n), on the model's device."""
+    """`training.train_client` for K clients with n samples each. x: (K, n, ...), y: (K, n, ...), on the model's device."""
     clients = torch.arange(len(y), device=y.device).view(-1, 1)
     params = {name: w.to(y.device).expand(len(y), *w.shape).clone() for name, w in weights.items()}
     moving = {name: torch.zeros_like(p) for name, p in params.items()}
-    step = vmap(grad_and_value(lambda params, x, y: cross_entropy(functional_call(model, params, (x,)), y)))
+    step = vmap(grad_and_value(lambda params, x, y: loss_of(functional_call(model, params, (x,)), y)))
     losses = []
-    for _ in range(epochs):
+    for _ in range(sgd.epochs):
         order = torch.stack([torch.randperm(y.shape[1], generator=shuffle) for shuffle in shuffles]).to(y.device)
-        for batch in order.split(batch_size, dim=1):
-            images = torch.stack([prepare(part, shuffle) for part, shuffle in zip(x[clients, batch], shuffles)])
-            gradients, loss = step(params, images, y[clients, batch])
+        for batch in order.split(sgd.batch_size, dim=1):
+            prepared = map(prepare, x[clients, batch], y[clients, batch], shuffles)
+            gradients, loss = step(params, *(torch.stack(part) for part in zip(*prepared)))
             losses.append(loss)
-            if max_norm:
+            if sgd.max_norm:
                 norms = sum(g.flatten(1).square().sum(1) for g in gradients.values()).sqrt()
-                shorter = (max_norm / (norms + 1e-6)).clamp(max=1)
+                shorter = (sgd.max_norm / (norms + 1e-6)).clamp(max=1)
                 gradients = {name: g * shorter.view(-1, *[1] * (g.ndim - 1)) for name, g in gradients.items()}
             for name, p in params.items():
-                moving[name] = momentum * moving[name] + gradients[name] + weight_decay * p
-                params[name] = p - lr * moving[name]
+                moving[name] = sgd.momentum * moving[name] + gradients[name] + sgd.weight_decay * p
+                params[name] = p - sgd.lr * moving[name]
     means = torch.stack(losses).double().mean(0).tolist()
     if not np.isfinite(means).all():
-        raise FloatingPointError(f"a client's loss became infinite or NaN at lr={lr}: try a smaller lr or a max_norm")
+        raise FloatingPointError(
+            f"a client's loss became infinite or NaN at lr={sgd.lr}: try a smaller lr or a max_norm"
+        )
     return [({name: p[k] for name, p in params.items()}, mean) for k, mean in enumerate(means)]

@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from cosquant_lite import runs
 from cosquant_lite.bench import processor
+from cosquant_lite.classification import normalise
 from cosquant_lite.datasets import Images, partition
-from cosquant_lite.federated import SETTINGS, FedConfig, generator, normalise, rounds
+from cosquant_lite.federated import FedConfig, generator, local_sgd, rounds
 from cosquant_lite.models import cnn, initial_weights
 from cosquant_lite.training import Pool, train_client
 
@@ -78,7 +79,7 @@ def _bare(images: Images):
     model = cnn(10).to(memory_format=torch.channels_last)
     weights, (x, _) = initial_weights(model, config.seed), normalise(images)
     parts = partition.split(config.split, images.train_y, config.clients, generator(config.seed, "split"))
-    pool, settings = Pool(model, os.cpu_count()), {name: getattr(config, name) for name in SETTINGS}
+    pool, sgd = Pool(model, os.cpu_count()), local_sgd(config, 1)
 
     def seconds(number: int) -> float:
         order = torch.randperm(config.clients, generator=generator(config.seed, "sample", number))
@@ -88,7 +89,7 @@ def _bare(images: Images):
 
     def train(client: int, number: int) -> None:
         mine, shuffle = parts[client], generator(config.seed, "client", number, client)
-        train_client(pool.model(), weights, x[mine], images.train_y[mine], shuffle, lr=config.lr, **settings)
+        train_client(pool.model(), weights, x[mine], images.train_y[mine], shuffle, sgd)
 
     return seconds
 

@@ -2,28 +2,33 @@
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from cosquant_lite.batched import train_clients
+from cosquant_lite.classification import augment
 from cosquant_lite.datasets import load_images
 from cosquant_lite.federated import FedConfig, rounds
 from cosquant_lite.models import cnn, initial_weights
-from cosquant_lite.training import augment, train_client
+from cosquant_lite.training import LocalSGD, as_they_are, train_client
 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"momentum": 0.9, "weight_decay": 1e-3}, {"max_norm": 0.5}, {"prepare": augment}],
-    ids=["plain", "momentum", "shortened", "augmented"],
+    [{}, {"momentum": 0.9, "weight_decay": 1e-3}, {"max_norm": 0.5}],
+    ids=["plain", "momentum", "shortened"],
 )
-def test_each_client_ends_where_it_ends_alone(options):
+@pytest.mark.parametrize(
+    "prepare", [as_they_are, lambda x, y, shuffle: (augment(x, shuffle), y)], ids=["", "augmented"]
+)
+def test_each_client_ends_where_it_ends_alone(options, prepare):
     model, draws = cnn(), torch.Generator().manual_seed(0)
     weights = initial_weights(model, 0)
     x = torch.rand(3, 60, 3, 32, 32, generator=draws)
     y = torch.randint(10, (3, 60), generator=draws)
-    settings = {"epochs": 2, "batch_size": 25, "lr": 0.05, **options}
-    together = train_clients(model, weights, x, y, [torch.Generator().manual_seed(k) for k in range(3)], **settings)
+    how = (LocalSGD(2, 25, 0.05, **options), cross_entropy, prepare)
+    together = train_clients(model, weights, x, y, [torch.Generator().manual_seed(k) for k in range(3)], *how)
     for k, (trained, loss) in enumerate(together):
-        alone, alone_loss = train_client(model, weights, x[k], y[k], torch.Generator().manual_seed(k), **settings)
+        alone, alone_loss = train_client(model, weights, x[k], y[k], torch.Generator().manual_seed(k), *how)
         assert loss == pytest.approx(alone_loss, rel=1e-4)
         off = sum((trained[name] - w).square().sum() for name, w in alone.items()).sqrt()
         moved = sum((w - weights[name]).square().sum() for name, w in alone.items()).sqrt()
@@ -45,7 +50,7 @@ def test_a_diverging_client_is_named_here_too():
     model, x = cnn(), torch.randn(2, 20, 3, 32, 32)
     y, shuffles = torch.zeros(2, 20, dtype=torch.long), [torch.Generator().manual_seed(k) for k in range(2)]
     with pytest.raises(FloatingPointError, match="try a smaller lr"):
-        train_clients(model, initial_weights(model, 0), x, y, shuffles, epochs=30, batch_size=5, lr=1e8)
+        train_clients(model, initial_weights(model, 0), x, y, shuffles, LocalSGD(30, 5, 1e8))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

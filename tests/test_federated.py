@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from cosquant_lite import federated, wire
 from cosquant_lite.__main__ import main
+from cosquant_lite.classification import normalise
 from cosquant_lite.datasets import load_images, partition
 from cosquant_lite.federated import FedConfig, Progress, rounds
 from cosquant_lite.link import parse_link, send_with_memory
@@ -41,7 +42,7 @@ def test_equals_a_ten_line_fedavg(images, one_thread):
     """Written as averaging weights it agrees to 1e-6 a round; written as averaging updates, to the last bit."""
     config = FedConfig(**{**SMALL, "rounds": 3}, momentum=0.5, weight_decay=1e-3)
     ours = list(rounds(config, images))
-    (x, _), model = federated.normalise(images), cnn().to(memory_format=torch.channels_last)
+    (x, _), model = normalise(images), cnn().to(memory_format=torch.channels_last)
     parts = partition.iid(len(images.train_y), 20, federated.generator(0, "split"))
     weights = initial_weights(model, 0)
     for number in (1, 2):
@@ -152,7 +153,7 @@ def test_clients_weigh_by_their_images():
 
 def test_recorded_loss_and_accuracy_are_those_of_the_model(images):
     config = FedConfig(**{**SMALL, "rounds": 2, "epochs": 1, "clients_per_round": 1, "lr": 0.0})  # nothing is learnt
-    (x, test_x), model = federated.normalise(images), cnn()
+    (x, test_x), model = normalise(images), cnn()
     record = next(rounds(config, images)).record
     client = torch.randperm(20, generator=federated.generator(0, "sample", 1))[0]
     mine = partition.iid(len(images.train_y), 20, federated.generator(0, "split"))[client]
@@ -164,7 +165,7 @@ def test_recorded_loss_and_accuracy_are_those_of_the_model(images):
 
 
 def test_images_are_normalised_by_the_training_images(images):
-    train, test = federated.normalise(images)
+    train, test = normalise(images)
     torch.testing.assert_close(train.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-4)
     torch.testing.assert_close(train.std((0, 2, 3)), torch.ones(3), rtol=0, atol=1e-4)
     scale = train.flatten()[0] / (images.train_x.flatten()[0] / 255 - (images.train_x / 255).mean())

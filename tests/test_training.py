@@ -5,8 +5,9 @@ import torch
 from torch.nn.functional import cross_entropy
 from torchvision.transforms.v2 import functional as reference
 
+from cosquant_lite.classification import JITTER, augment
 from cosquant_lite.models import cnn, initial_weights
-from cosquant_lite.training import JITTER, augment, train_client
+from cosquant_lite.training import LocalSGD, train_client
 
 
 def test_augmentation_is_torchvisions_with_our_random_numbers():
@@ -31,8 +32,8 @@ def one_step(**options):
     model, x = cnn(), torch.randn(50, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     y = torch.randint(10, (50,), generator=torch.Generator().manual_seed(1))
     weights = initial_weights(model, 0)
-    settings = {"epochs": 1, "batch_size": 50, "lr": 0.1, **options}
-    trained, _ = train_client(model, weights, x, y, torch.Generator().manual_seed(2), **settings)
+    sgd = LocalSGD(**{"epochs": 1, "batch_size": 50, "lr": 0.1, **options})
+    trained, _ = train_client(model, weights, x, y, torch.Generator().manual_seed(2), sgd)
     model.load_state_dict(weights)
     gradients = torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters()))
     length = torch.cat([gradient.flatten() for gradient in gradients]).norm()

@@ -1,0 +1,89 @@
+"""The CIFAR-10 task: which of ten classes an image is. The paper's network, cross-entropy, accuracy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, pad
+
+from cosquant_lite.datasets import Images
+from cosquant_lite.models import cnn
+from cosquant_lite.task import Task
+from cosquant_lite.training import Pool, State, as_they_are
+
+if TYPE_CHECKING:
+    from cosquant_lite.federated import FedConfig
+
+JITTER = 0.4  # brightness, contrast and saturation are scaled by a factor in 1 -/+ this, as in the authors' set-up
+GREY = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # luma weights of ITU-R BT.601, as in torchvision
+
+
+def task(config: FedConfig, images: Images, parts: list[Tensor], device: torch.device) -> Task:
+    """The paper's network on these images."""
+    train_x, test_x, prepare = _prepared(images, config.augment)
+    train_x, test_x, train_y, test_y = (x.to(device) for x in (train_x, test_x, images.train_y, images.test_y))
+    model = cnn(len(images.classes)).to(device, memory_format=torch.channels_last)  # 1.3 times as fast on the CPU
+
+    def measure(pool: Pool, weights: State) -> dict:
+        return {"accuracy": accuracy(pool, weights, test_x, test_y)}
+
+    return Task(model, train_x, train_y, parts, cross_entropy, measure, ("accuracy",), prepare)
+
+
+def normalise(images: Images) -> tuple[Tensor, Tensor]:
+    """Training and test images as float32, with zero mean and unit spread per channel of the training images."""
+    train_x, test_x, _ = _prepared(images, augmented=False)
+    return train_x, test_x
+
+
+def _prepared(images: Images, augmented: bool):
+    """Training images, test images, and what is done to a batch of training images before the network sees it."""
+    pixels = images.train_x.transpose(0, 1).flatten(1).float() / 255
+    mean, spread = pixels.mean(1).view(3, 1, 1), pixels.std(1).view(3, 1, 1)
+
+    def scaled(x: Tensor) -> Tensor:
+        return ((x - mean.to(x.device)) / spread.to(x.device)).contiguous(memory_format=torch.channels_last)
+
+    train_x, test_x = images.train_x / 255, images.test_x / 255
+    if augmented:
+        return train_x, scaled(test_x), lambda x, y, shuffle: (scaled(augment(x, shuffle)), y)
+    return scaled(train_x), scaled(test_x), as_they_are
+
+
+def accuracy(pool: Pool, weights: State, x: Tensor, y: Tensor) -> float:
+    """Fraction of x classified as y."""
+
+    def hits(part: tuple[Tensor, Tensor]) -> int:
+        model = pool.model(weights)
+        model.eval()
+        with torch.inference_mode():
+            return (model(part[0]).argmax(1) == part[1]).sum().item()
+
+    return sum(pool.map(hits, zip(x.split(100), y.split(100)))) / len(y)
+
+
+def augment(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Random crop (4 pixels of black around), flip and colour jitter of each image, as in the authors' set-up.
+
+    x: float32 in [0, 1], (n, 3, 32, 32). Jitter: brightness, then contrast, then saturation.
+    """
+    n, size = len(x), x.shape[-1]
+    corners = torch.randint(0, 9, (2, n), generator=generator)
+    flipped = torch.rand(n, generator=generator) < 0.5
+    factors = 1 + JITTER * (2 * torch.rand(3, n, 1, 1, 1, generator=generator) - 1)
+    brightness, contrast, saturation = factors.to(x.device)
+    grey_of = GREY.to(x.device)
+    rows = corners[0].view(n, 1) + torch.arange(size)
+    columns = corners[1].view(n, 1) + torch.arange(size)
+    columns = torch.where(flipped.view(n, 1), columns.flip(1), columns)
+    rows, columns = rows.to(x.device), columns.to(x.device)
+    x = pad(x, (4, 4, 4, 4))[
+        torch.arange(n, device=x.device).view(n, 1, 1), :, rows.view(n, size, 1), columns.view(n, 1, size)
+    ]
+    x = (x.permute(0, 3, 1, 2) * brightness).clamp(0, 1)
+    mean_grey = (x * grey_of).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    x = (mean_grey + contrast * (x - mean_grey)).clamp(0, 1)
+    grey = (x * grey_of).sum(1, keepdim=True)
+    return (grey + saturation * (x - grey)).clamp(0, 1)

@@ -1,0 +1,30 @@
+"""What the clients learn: all that the federated loop need not know about images or volumes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cosquant_lite.training import Pool, State, as_they_are
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A network, the samples of each client, the loss, and how the result is measured. Made by classification.task and
+    segmentation.task.
+
+    x, y: all training samples and their labels, on the model's device. parts: the indices of each client's.
+    loss_of(outputs, targets): mean over a batch. prepare(x, y, shuffle): a batch of samples as network and loss take it,
+    augmented with random numbers from `shuffle`. measure(pool, weights): a value for each of `metrics`, of which a
+    record holds None in rounds that are not measured.
+    """
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    parts: list[Tensor]
+    loss_of: Callable[[Tensor, Tensor], Tensor]
+    measure: Callable[[Pool, State], dict]
+    metrics: tuple[str, ...]
+    prepare: Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]] = as_they_are
