@@ -6,9 +6,12 @@ from dataclasses import fields
 from pathlib import Path
 
 from cosquant_lite import __version__
+from cosquant_lite.datasets import DATASETS
 
 RUN_EXAMPLE = "example: python -m cosquant_lite run --data real --rounds 3 --down cosine:8 --up cosine:2,clip=0.01"
 DATA_EXAMPLE = "example: python -m cosquant_lite data import cifar10 ~/Downloads/cifar-10-python.tar.gz"
+PREPARE = "Crops each case to the brain and resamples it; needs memory for one case at a time."
+PREPARE_EXAMPLE = "example: python -m cosquant_lite data prepare brats ~/MICCAI_BraTS_2018 --size 96"
 BENCH_EXAMPLE = "example: python -m cosquant_lite bench --entries 16777216 --out build/bench"
 REPRODUCE_EXAMPLE = "example: python -m cosquant_lite reproduce --only 02,03 --out build"
 
@@ -115,26 +118,26 @@ def _run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from cosquant_lite import runs, store
-    from cosquant_lite.datasets import load_images
+    from cosquant_lite.datasets import about, load_data
     from cosquant_lite.federated import FedConfig
 
     config = FedConfig(**{field.name: getattr(args, field.name) for field in fields(FedConfig)})
-    images = load_images(config.dataset, config.data)
+    data = load_data(config.dataset, config.data)
     folder = store.directory(args.runs, config)
     print(
-        f"data: {images.source}\ndown: {config.down}, up: {config.up}, {config.clients_per_round} of {config.clients} clients a round\n"
+        f"data: {data.source}\ndown: {config.down}, up: {config.up}, {config.clients_per_round} of {config.clients} clients a round\n"
         f"kept in {folder}: the same command goes on after an interruption"
     )
 
     def save() -> None:
-        about = {"config": asdict(config), "source": images.source, "command": runs.command_line(), **runs.provenance()}
+        result = {"config": asdict(config), **about(data), "command": runs.command_line(), **runs.provenance()}
         if args.out:
-            runs.write_json(args.out, {"rounds": records, **about})
+            runs.write_json(args.out, {"rounds": records, **result})
 
     records = []
     save()  # a path that cannot be written is an error before the training, not after it
     with tqdm(total=config.rounds, unit="round", disable=not sys.stderr.isatty()) as progress:
-        for record in store.resume(folder, config, images, args.workers, args.device):
+        for record in store.resume(folder, config, data, args.workers, args.device):
             records.append(record)
             save()
             progress.write(_line(record))
@@ -145,9 +148,10 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _line(record: dict) -> str:
-    accuracy = "" if record["accuracy"] is None else f"{record['accuracy']:.2%}"
+    name = "accuracy" if "accuracy" in record else "dice"
+    value = "" if record[name] is None else f"{record[name]:.2%}"
     return (
-        f"round {record['round']:4d}  accuracy {accuracy:>6}  loss {record['loss']:.3f}"
+        f"round {record['round']:4d}  {name} {value:>6}  loss {record['loss']:.3f}"
         f"  down {record['bytes_down']:,} B  up {record['bytes_up']:,} B  {record['seconds']:.1f} s"
     )
 
@@ -171,22 +175,33 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="fetch a data set from its own host",
         epilog="example: python -m cosquant_lite data download cifar10",
     )
-    download.add_argument("dataset", choices=["cifar10"])
+    download.add_argument("dataset", choices=list(DATASETS))
     download.set_defaults(command=_data_download)
     fetch = actions.add_parser("import", help="take a data set from an archive or folder", epilog=DATA_EXAMPLE)
-    fetch.add_argument("dataset", choices=["cifar10"])
+    fetch.add_argument("dataset", choices=list(DATASETS))
     fetch.add_argument(
-        "path", type=Path, help="official archive, its folder, or an image folder (or tar) with train/ and test/"
+        "path",
+        type=Path,
+        help="cifar10: official archive, its folder, or an image folder (or tar) with train/ and test/; brats: a folder "
+        "of cases",
     )
     fetch.set_defaults(command=_data_import)
+    prepare = actions.add_parser(
+        "prepare", help="resample volumes to cubes of another size", epilog=PREPARE_EXAMPLE, description=PREPARE
+    )
+    prepare.add_argument("dataset", choices=["brats"])
+    prepare.add_argument("path", type=Path, nargs="?", help="folder of cases (default: the downloaded MSD Task01)")
+    prepare.add_argument("--size", type=int, default=64, help="edge of the cube in voxels (default: 64)")
+    prepare.set_defaults(command=_data_prepare)
 
 
 def _data_status(args: argparse.Namespace) -> None:
-    from cosquant_lite.datasets import data_root, load_images
+    from cosquant_lite.datasets import data_root, load_data
     from cosquant_lite.datasets.embedded import client_update
 
     print(f"data folder: {data_root()} (set COSQUANT_DATA to change it)")
-    print(f"images that `auto` uses: {load_images('cifar10', 'auto').source}")
+    print(f"images that `auto` uses: {load_data('cifar10', 'auto').source}")
+    print(f"volumes that `auto` uses: {load_data('brats', 'auto').source}")
     print(f"client update that `auto` uses: {client_update('middle', 'auto').source}")
 
 
@@ -209,13 +224,31 @@ def _data_capture(args: argparse.Namespace) -> None:
 def _data_download(args: argparse.Namespace) -> None:
     from cosquant_lite.datasets import cifar10, data_root
 
-    print(f"downloaded: {cifar10.download(data_root())}")
+    if args.dataset == "brats":
+        from cosquant_lite.datasets import nifti
+
+        print(f"prepared from the download: {nifti.prepare(nifti.download(data_root()), data_root())}")
+    else:
+        print(f"downloaded: {cifar10.download(data_root())}")
 
 
 def _data_import(args: argparse.Namespace) -> None:
     from cosquant_lite.datasets import cifar10, data_root
 
-    print(f"imported into {data_root()}: {cifar10.import_from(args.path, data_root())}")
+    if args.dataset == "brats":
+        from cosquant_lite.datasets import nifti
+
+        source = nifti.prepare(args.path, data_root())
+    else:
+        source = cifar10.import_from(args.path, data_root())
+    print(f"imported into {data_root()}: {source}")
+
+
+def _data_prepare(args: argparse.Namespace) -> None:
+    from cosquant_lite.datasets import data_root, nifti
+
+    source = nifti.prepare(args.path or data_root() / nifti.MSD, data_root(), args.size)
+    print(f"prepared into {data_root()}: {source}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cosquant_lite import federated, runs
-from cosquant_lite.datasets import load_images
+from cosquant_lite.datasets import load_data
 from cosquant_lite.datasets.checksums import write_sums
 from cosquant_lite.datasets.embedded import STAGES, UPDATE_FILE, UPDATE_PROVENANCE
 
@@ -22,7 +22,7 @@ def capture(out: Path) -> dict:
 
     Arrays are stored as float16 (the error that this makes is in the provenance). Returns the provenance.
     """
-    images = load_images(CONFIG.dataset, CONFIG.data)
+    images = load_data(CONFIG.dataset, CONFIG.data)
     arrays, stages = {}, {}
     progress = tqdm(federated.rounds(CONFIG, images), total=CONFIG.rounds, unit="round", desc="capture")
     for finished in progress:

@@ -29,7 +29,7 @@ def task(config: FedConfig, images: Images, parts: list[Tensor], device: torch.d
     def measure(pool: Pool, weights: State) -> dict:
         return {"accuracy": accuracy(pool, weights, test_x, test_y)}
 
-    return Task(model, train_x, train_y, parts, cross_entropy, measure, ("accuracy",), prepare)
+    return Task(model, train_x, train_y, parts, cross_entropy, measure, prepare)
 
 
 def normalise(images: Images) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cosquant_lite import runs, store
-from cosquant_lite.datasets import Images, load_images
+from cosquant_lite.datasets import DATASETS, Images, Volumes, load_data
 from cosquant_lite.federated import RECORD, FedConfig
+from cosquant_lite.task import METRICS
 
 MINMAX = "clip=0,rounding=stochastic,range=minmax"  # the usual "linear" baseline
 EXPERIMENTS = {
@@ -36,30 +37,49 @@ EXPERIMENTS = {
     "uniform-2-down-4": {"up": "uniform:2", "down": "uniform:4"},  # symmetric, both ways
     "cosine-4-down-4": {"up": "cosine:4", "down": "cosine:4"},
     "minmax-2-down-4": {"up": f"uniform:2,{MINMAX}", "down": f"uniform:4,{MINMAX}"},
+    "cosine-4-down-8": {"up": "cosine:4", "down": "cosine:8"},
+    "cosine-1-down-8": {"up": "cosine:1", "down": "cosine:8"},
+    "uniform-2-down-8": {"up": "uniform:2", "down": "uniform:8"},
+    "minmax-2-down-8": {"up": f"uniform:2,{MINMAX}", "down": f"uniform:8,{MINMAX}"},
 }
+BRATS = {"epochs": 3, "batch_size": 3, "momentum": 0.9, "augment": True}  # E and B of the paper
 PROFILES = {
-    "quick": {  # the embedded digits: a few seconds
-        "data": "embedded", "rounds": 9, "clients": 10, "clients_per_round": 4, "batch_size": 10,
+    "cifar10": {
+        "quick": {  # the embedded digits: a few seconds
+            "data": "embedded", "rounds": 9, "clients": 10, "clients_per_round": 4, "batch_size": 10,
+        },
+        "reference": {"data": "real", "rounds": 100, "evaluate_every": 5},  # E = 1, plain SGD: minutes on a CPU
+        "full": {  # the paper group's set-up
+            "data": "real", "rounds": 2000, "epochs": 5, "momentum": 0.9, "weight_decay": 1e-4, "lr_schedule": "cosine",
+            "augment": True, "evaluate_every": 20,
+        },
     },
-    "reference": {"data": "real", "rounds": 100, "evaluate_every": 5},  # E = 1, plain SGD: minutes on a CPU
-    "full": {  # the paper group's set-up
-        "data": "real", "rounds": 2000, "epochs": 5, "momentum": 0.9, "weight_decay": 1e-4, "lr_schedule": "cosine",
-        "augment": True, "evaluate_every": 20,
+    "brats": {
+        "quick": {**BRATS, "data": "embedded", "rounds": 8, "split": "site", "clients": 4, "clients_per_round": 4},
+        "reference": {  # 21 cases at 64^3, each site a client
+            **BRATS, "data": "real", "rounds": 30, "split": "site", "clients": 7, "clients_per_round": 7,
+            "model": "unet-small", "evaluate_every": 2,
+        },
+        "full": {  # the paper's set-up, as far as it is known
+            **BRATS, "data": "real", "rounds": 100, "clients": 10, "clients_per_round": 10, "model": "unet-full",
+        },
     },
 }  # fmt: skip
 
 
-def config(name: str, profile: str, seed: int = 0, **others) -> FedConfig:
+def config(name: str, profile: str, seed: int = 0, dataset: str = "cifar10", **others) -> FedConfig:
     """The configuration of a named experiment. ValueError lists the names."""
     runs.check_choice("experiment", name, tuple(EXPERIMENTS))
-    runs.check_choice("profile", profile, tuple(PROFILES))
-    return FedConfig(**{**PROFILES[profile], **EXPERIMENTS[name], "seed": seed, **others})
+    runs.check_choice("dataset", dataset, DATASETS)
+    runs.check_choice("profile", profile, tuple(PROFILES[dataset]))
+    return FedConfig(dataset, **{**PROFILES[dataset][profile], **EXPERIMENTS[name], "seed": seed, **others})
 
 
 def result(name: str, folder: Path, records: list[dict], diverged: str | None) -> dict:
     """What is committed of a run: its config.json, and one list a column; diverged: why there are no more rounds."""
-    columns = {key: [record[key] for record in records] for key in RECORD}
     about = json.loads((folder / "config.json").read_text("utf-8"))
+    keys = ("round", *METRICS[about["config"]["dataset"]], *RECORD)
+    columns = {key: [record[key] for record in records] for key in keys}
     return {"name": name, **about, "diverged": diverged, "rounds": columns}
 
 
@@ -68,9 +88,11 @@ def file_name(name: str, split: str, seed: int | str) -> str:
     return f"{name}-{split.replace(':', '')}-seed{seed}.json"
 
 
-def finish(settings: FedConfig, folder: Path, images: Images, label: str, device: str) -> tuple[list[dict], str | None]:
+def finish(
+    settings: FedConfig, folder: Path, data: Images | Volumes, label: str, device: str
+) -> tuple[list[dict], str | None]:
     """The records of a run up to its end, and how it diverged, if it did: that is a result, too."""
-    records, steps = [], store.resume(folder, settings, images, device=device)
+    records, steps = [], store.resume(folder, settings, data, device=device)
     try:
         for record in tqdm(steps, label, settings.rounds, unit="round", disable=not sys.stderr.isatty()):
             records.append(record)
@@ -82,29 +104,31 @@ def finish(settings: FedConfig, folder: Path, images: Images, label: str, device
 def main(argv: list[str] | None = None) -> int:
     """Run what is asked for, one after the other, and write each result."""
     parser = argparse.ArgumentParser("python -m cosquant_lite.experiments", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)} (default: quick)")
+    parser.add_argument("--profile", default="quick", help="quick, reference or full (default: quick)")
+    parser.add_argument("--dataset", default="cifar10", help="cifar10 or brats (default: cifar10)")
     parser.add_argument("--only", default=",".join(EXPERIMENTS), help="names, separated by commas (default: all)")
     parser.add_argument("--seeds", default="0", help="separated by commas (default: 0)")
-    parser.add_argument("--split", default="iid", help="iid, classes:2, dirichlet:0.5 (default: iid)")
+    parser.add_argument("--split", help="iid, classes:2, dirichlet:0.5, site (default: the profile's)")
     parser.add_argument("--runs", type=Path, default="build/runs", help="where runs are kept (default: build/runs)")
-    parser.add_argument("--out", type=Path, help="where results go (default: build/results/PROFILE)")
+    parser.add_argument("--out", type=Path, help="where results go (default: build/results/DATASET-PROFILE)")
     parser.add_argument("--device", default="cpu", help="where clients train: cpu or cuda (default: cpu)")
     args = parser.parse_args(argv)
     try:
         if not re.fullmatch(r"\d+(,\d+)*", args.seeds):
             raise ValueError(f"--seeds must be whole numbers separated by commas, got {args.seeds!r}")
         wanted = [(name, int(seed)) for seed in args.seeds.split(",") for name in args.only.split(",")]
-        plan = [(name, config(name, args.profile, seed, split=args.split)) for name, seed in wanted]
+        others = {"split": args.split} if args.split else {}
+        plan = [(name, config(name, args.profile, seed, args.dataset, **others)) for name, seed in wanted]
         for name, settings in plan:
-            images = load_images(settings.dataset, settings.data)
+            data = load_data(settings.dataset, settings.data)
             folder = store.directory(args.runs, settings)
             label = f"{name}, {settings.split}, seed {settings.seed}"
-            records, diverged = finish(settings, folder, images, label, args.device)
-            out = args.out or Path("build/results") / args.profile
+            records, diverged = finish(settings, folder, data, label, args.device)
+            out = args.out or Path("build/results") / f"{args.dataset}-{args.profile}"
             runs.write_json(
                 out / file_name(name, settings.split, settings.seed), result(name, folder, records, diverged)
             )
-            print(f"{label}: {diverged or format(records[-1]['accuracy'], '.2%')}", flush=True)
+            print(f"{label}: {diverged or format(records[-1][METRICS[args.dataset][0]], '.2%')}", flush=True)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cosquant_lite import classification, runs
+from cosquant_lite import runs
 from cosquant_lite.batched import train_clients
-from cosquant_lite.datasets import DATA_CHOICES, IMAGE_SETS, Images, load_images, partition
+from cosquant_lite.datasets import DATA_CHOICES, DATASETS, Images, Volumes, about, brats, load_data, partition
 from cosquant_lite.link import Delivery, parse_link, send, send_with_memory
-from cosquant_lite.models import initial_weights
-from cosquant_lite.task import Task
+from cosquant_lite.models import MODELS, initial_weights
+from cosquant_lite.task import METRICS, Task
 from cosquant_lite.training import LocalSGD, Pool, State, train_client
 
 CHOICES = {
-    "dataset": IMAGE_SETS,
+    "dataset": DATASETS,
     "data": DATA_CHOICES,
     "lr_schedule": ("constant", "cosine"),
     "down_sends": ("weights", "difference"),
@@ -36,8 +36,9 @@ CHOICES = {
 class FedConfig:
     """One federated experiment. The defaults are a short run that a laptop can do, not the paper's 2,000 rounds."""
 
-    dataset: str = "cifar10"  # which images
+    dataset: str = "cifar10"  # cifar10 or brats
     data: str = "auto"  # real, embedded, or auto: real if it is there
+    model: str = "auto"  # cnn for cifar10; unet-small or unet-full for brats; auto: the data set's first
     down: str = "none"  # link from server to clients: what the weights become on the way, e.g. cosine:8
     up: str = "none"  # link from clients to server: what the updates become on the way, e.g. cosine:2
     rounds: int = 10  # communication rounds
@@ -45,20 +46,20 @@ class FedConfig:
     batch_size: int = 50  # local batch B
     clients: int = 100  # clients that hold data
     clients_per_round: int = 10  # clients drawn in each round
-    split: str = "iid"  # how the images are dealt out: iid, classes:2 (classes a client), dirichlet:0.5 (alpha)
+    split: str = "iid"  # of the samples: iid, classes:2 (classes a client), dirichlet:0.5 (alpha); brats: iid or site
     lr: float = 0.1  # step size of the clients' SGD
     lr_schedule: str = "constant"  # over the rounds: constant, or cosine: down to lr_min along half a cosine
     lr_min: float = 1e-6  # where the cosine schedule ends
     momentum: float = 0.0  # of the clients' SGD, reset at every round
     weight_decay: float = 0.0  # of the clients' SGD
     max_norm: float = 0.0  # longer gradients of a batch are shortened to it; 0: no limit
-    augment: bool = False  # random crop, flip and colour jitter of the training images
+    augment: bool = False  # random crop, flip and colour jitter of training images; flip, scale and shift of volumes
     server_lr: float = 1.0  # the server subtracts so many times the mean update
     down_sends: str = "weights"  # the weights (the paper), or their difference to what clients hold, to all clients
     up_from: str = "received"  # an update counts from the received weights, or from the server's exact ones (ideal)
     down_feedback: bool = False  # the server adds what the down link lost last time to the weights it sends next
     up_feedback: bool = False  # each client adds what the up link lost to its next message, whenever that is
-    evaluate_every: int = 1  # rounds between two measurements of the accuracy; the last round always has one
+    evaluate_every: int = 1  # rounds between two measurements of accuracy or Dice; the last round always has one
     seed: int = 0  # fixes weights, split, sampling, shuffling and rounding
 
     def __post_init__(self):
@@ -69,6 +70,11 @@ class FedConfig:
         partition.parse(self.split)
         for name, allowed in CHOICES.items():
             runs.check_choice(name, getattr(self, name), allowed)
+        models = MODELS[self.dataset]
+        object.__setattr__(self, "model", models[0] if self.model == "auto" else self.model)
+        runs.check_choice(f"model for {self.dataset}", self.model, models)
+        splits = ("iid", "site") if self.dataset == "brats" else ("iid", "classes", "dirichlet")
+        runs.check_choice(f"split for {self.dataset}", partition.parse(self.split)[0], splits)
         for name in ("rounds", "epochs", "batch_size", "clients", "clients_per_round", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -125,14 +131,14 @@ class Round:
 
 def run(config: FedConfig, workers: int = 0) -> History:
     """Run the experiment to its end and return what it measured."""
-    images = load_images(config.dataset, config.data)
-    records = [finished.record for finished in rounds(config, images, workers=workers)]
-    return History(records, {"config": asdict(config), "source": images.source, **runs.provenance()})
+    data = load_data(config.dataset, config.data)
+    records = [finished.record for finished in rounds(config, data, workers=workers)]
+    return History(records, {"config": asdict(config), **about(data), **runs.provenance()})
 
 
 def rounds(
     config: FedConfig,
-    images: Images,
+    data: Images | Volumes,
     progress: Progress | None = None,
     workers: int = 0,
     device: str = "cpu",
@@ -140,22 +146,35 @@ def rounds(
 ) -> Iterator[Round]:
     """Yield each round when it is finished, from `progress` on.
 
-    A record has round, accuracy (None in rounds that are not measured), loss (the clients' mean training loss), lr,
+    A record has round, accuracy (BraTS: dice and dice_cases; None in rounds that are not measured), loss (the clients' mean training loss), lr,
     bytes_down and bytes_up (all messages of the round), header_down and header_up (what of them is not codes or values)
     and seconds. workers: threads, 0 for one on each core; the result does not depend on it. device: where clients train
     and accuracy is measured; messages are made on the CPU, so that they are the same bytes. together: all clients of a
     round as one batched network, if they have equally many images; None: just if the device is not the CPU.
     """
     device = usable(device)
-    parts = partition.split(config.split, images.train_y, config.clients, generator(config.seed, "split"))
-    task = classification.task(config, images, parts, device)
+    task = make_task(config, data, device)
     progress = progress or Progress(initial_weights(task.model, config.seed))
-    together = device.type != "cpu" if together is None else together
+    together = (device.type != "cpu" and task.batches) if together is None else together
     with Pool(task.model, workers or os.cpu_count()) as pool:
         while progress.number < config.rounds:
             finished = _round(config, task, pool, progress, together)
             progress = finished.progress
             yield finished
+
+
+def make_task(config: FedConfig, data: Images | Volumes, device: torch.device) -> Task:
+    """What the data set is for, divided among the clients."""
+    draws = generator(config.seed, "split")
+    if config.dataset == "brats":
+        from cosquant_lite import segmentation  # MONAI takes seconds to import, and images do not need it
+
+        sites = [brats.site(name) for name in data.train_cases]
+        parts = partition.split(config.split, torch.arange(len(sites)), config.clients, draws, sites)
+        return segmentation.task(config, data, parts, device)
+    from cosquant_lite import classification
+
+    return classification.task(config, data, partition.split(config.split, data.train_y, config.clients, draws), device)
 
 
 def _round(config: FedConfig, task: Task, pool: Pool, progress: Progress, together: bool) -> Round:
@@ -177,7 +196,7 @@ def _round(config: FedConfig, task: Task, pool: Pool, progress: Progress, togeth
     readers = config.clients if config.down_sends == "difference" else len(chosen)
     record = {
         "round": number,
-        **(task.measure(pool, weights) if measured else dict.fromkeys(task.metrics)),
+        **(task.measure(pool, weights) if measured else dict.fromkeys(METRICS[config.dataset])),
         "loss": float(np.average(losses, weights=sizes)),
         "lr": learning_rate(config, number),
         "bytes_down": down.bytes * readers,
@@ -231,7 +250,7 @@ def usable(device: str) -> torch.device:
         raise ValueError(f"device {device!r} cannot be used here: {why}; 'cpu' always can, 'cuda' with a GPU") from None
 
 
-RECORD = ("round", "accuracy", "loss", "lr", "bytes_down", "bytes_up", "header_down", "header_up", "seconds")
+RECORD = ("loss", "lr", "bytes_down", "bytes_up", "header_down", "header_up", "seconds")
 
 
 def learning_rate(config: FedConfig, number: int) -> float:

@@ -22,6 +22,27 @@ def cnn(classes: int = 10) -> nn.Module:
     )  # fmt: skip
 
 
+UNETS = {  # channels of each level; every level but the first halves the resolution
+    "unet-tiny": (8, 16, 32, 64),  # 299,511 parameters: for the phantom
+    "unet-small": (16, 32, 64, 128, 256),  # 4,810,074 parameters
+    "unet-full": (24, 48, 96, 192, 336),  # 9,502,273, for the paper's 9,451,567, whose layers are not given
+}
+
+
+def unet(name: str) -> nn.Module:
+    """MONAI's 3D U-Net with two residual units a level: four modalities in, logits of background and three labels out.
+
+    Instance normalisation has no state, so that all that a client learns is in what it sends.
+    """
+    from monai.networks.nets import UNet  # not needed, and perhaps not installed, for images
+
+    channels = UNETS[name]
+    return UNet(3, 4, 4, channels, (2,) * (len(channels) - 1), num_res_units=2)
+
+
+MODELS = {"cifar10": ("cnn",), "brats": tuple(UNETS)}  # which networks a data set can train; the first is its usual one
+
+
 def initial_weights(model: nn.Module, seed: int) -> dict[str, Tensor]:
     """A fresh PyTorch-default initialisation of the model, the same for the same seed; the global state is kept."""
     with torch.random.fork_rng(devices=[]):

@@ -56,6 +56,13 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def replace_folder(new: Path, final: Path) -> None:
+    """Put the finished folder under its final name. new: in a scratch folder beside it, where the older one ends."""
+    if final.exists():
+        os.replace(final, new.with_name("replaced"))
+    os.replace(new, final)
+
+
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """ValueError that lists what is allowed, unless value is."""
     if value not in allowed:

@@ -1,6 +1,6 @@
 """Runs that survive: one directory a run, named by its configuration, that can be killed at any moment and goes on.
 
-    config.json      the configuration, the data's source, and the provenance of every session that worked on it
+    config.json      the configuration, what its data are, and the provenance of every session that worked on it
     rounds.jsonl     one line a finished round
     checkpoint.pt    what the next round needs (federated.Progress), written after each round
     lock             held while a process works here; the system lets go of it when the process dies
@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from cosquant_lite import runs
-from cosquant_lite.datasets import Images
+from cosquant_lite import datasets, runs
+from cosquant_lite.datasets import Images, Volumes
 from cosquant_lite.federated import FedConfig, Progress, rounds
 
 
@@ -32,7 +32,9 @@ def directory(root: Path, config: FedConfig) -> Path:
     return root / f"{config.dataset}-{links}-seed{config.seed}-{digest}"
 
 
-def resume(folder: Path, config: FedConfig, images: Images, workers: int = 0, device: str = "cpu") -> Iterator[dict]:
+def resume(
+    folder: Path, config: FedConfig, data: Images | Volumes, workers: int = 0, device: str = "cpu"
+) -> Iterator[dict]:
     """Yield the record of each round, first those that are stored, then new ones as they are finished and stored.
 
     workers, device: as in `federated.rounds`. FloatingPointError if it diverged, now or in an earlier session. ValueError
@@ -45,7 +47,7 @@ def resume(folder: Path, config: FedConfig, images: Images, workers: int = 0, de
     except Timeout:
         raise OSError(f"another process is working on {folder}; wait for it, or stop it") from None
     try:
-        about = _about(folder, config, images)
+        about = _about(folder, config, data)
         records, progress = _load(folder)
         yield from records
         if about["diverged"]:
@@ -54,7 +56,7 @@ def resume(folder: Path, config: FedConfig, images: Images, workers: int = 0, de
             return
         about["sessions"].append({"device": device, **runs.provenance()})
         runs.write_json(folder / "config.json", about)
-        for finished in rounds(config, images, progress, workers, device):
+        for finished in rounds(config, data, progress, workers, device):
             _append(folder / "rounds.jsonl", finished.record)
             _save(folder / "checkpoint.pt", finished.progress)
             yield finished.record
@@ -104,9 +106,9 @@ def _save(file: Path, progress: Progress) -> None:
     runs.write_atomic(file, buffer.getvalue())
 
 
-def _about(folder: Path, config: FedConfig, images: Images) -> dict:
+def _about(folder: Path, config: FedConfig, data: Images | Volumes) -> dict:
     """What config.json says, or will say. ValueError if it says something else."""
-    file, mine = folder / "config.json", {"config": asdict(config), "source": images.source}
+    file, mine = folder / "config.json", {"config": asdict(config), **datasets.about(data)}
     if not file.exists():
         return {**mine, "diverged": None, "sessions": []}
     stored = json.loads(file.read_text("utf-8"))

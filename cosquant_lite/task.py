@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from cosquant_lite.training import Pool, State, as_they_are
 
+METRICS = {"cifar10": ("accuracy",), "brats": ("dice", "dice_cases")}  # what is measured of each data set
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -16,8 +18,9 @@ class Task:
 
     x, y: all training samples and their labels, on the model's device. parts: the indices of each client's.
     loss_of(outputs, targets): mean over a batch. prepare(x, y, shuffle): a batch of samples as network and loss take it,
-    augmented with random numbers from `shuffle`. measure(pool, weights): a value for each of `metrics`, of which a
-    record holds None in rounds that are not measured.
+    augmented with random numbers from `shuffle`. measure(pool, weights): a value for each of METRICS, of which a
+    record holds None in rounds that are not measured. batches: whether the clients of a round can be trained as one
+    batched network.
     """
 
     model: nn.Module
@@ -26,5 +29,5 @@ class Task:
     parts: list[Tensor]
     loss_of: Callable[[Tensor, Tensor], Tensor]
     measure: Callable[[Pool, State], dict]
-    metrics: tuple[str, ...]
     prepare: Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]] = as_they_are
+    batches: bool = True

@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from cosquant_lite.batched import train_clients
 from cosquant_lite.classification import augment
-from cosquant_lite.datasets import load_images
+from cosquant_lite.datasets import load_data
 from cosquant_lite.federated import FedConfig, rounds
 from cosquant_lite.models import cnn, initial_weights
 from cosquant_lite.training import LocalSGD, as_they_are, train_client
@@ -36,7 +36,7 @@ def test_each_client_ends_where_it_ends_alone(options, prepare):
 
 
 def test_a_round_together_is_a_round_alone():
-    images = load_images("cifar10", "embedded")
+    images = load_data("cifar10", "embedded")
     config = FedConfig(data="embedded", rounds=2, clients=15, clients_per_round=3, batch_size=25, up="cosine:8,clip=0")
     alone, together = (list(rounds(config, images, together=way)) for way in (False, True))
     for left, right in zip(alone, together):
@@ -55,7 +55,7 @@ def test_a_diverging_client_is_named_here_too():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_round_on_a_gpu_is_a_round_on_the_cpu():
-    images = load_images("cifar10", "embedded")
+    images = load_data("cifar10", "embedded")
     config = FedConfig(data="embedded", rounds=1, clients=15, clients_per_round=3, batch_size=25, augment=True)
     here, there = (next(rounds(config, images, device=device)).progress.weights for device in ("cpu", "cuda"))
     for name, x in here.items():

@@ -51,13 +51,13 @@ def check_tiny(images):
 
 def test_import_of_an_image_folder_and_of_a_tar_of_it(root, tree, tmp_path):
     cifar10.import_from(tree, root)
-    images = datasets.load_images("cifar10", "real")
+    images = datasets.load_data("cifar10", "real")
     check_tiny(images)
     assert images.source == "CIFAR-10, image folder of .png, only 20 + 20 images"
     shutil.make_archive(str(tmp_path / "inside"), "gztar", tmp_path, "tree")  # the tar has a folder above train/
     shutil.rmtree(root)
     cifar10.import_from(tmp_path / "inside.tar.gz", root)
-    check_tiny(datasets.load_images("cifar10", "auto"))
+    check_tiny(datasets.load_data("cifar10", "auto"))
     assert main(["data", "verify"]) == 0
     assert sorted(entry.name for entry in root.iterdir()) == ["cifar10"], "nothing temporary is left"
 
@@ -90,14 +90,14 @@ def test_the_official_archive_goes_through_torchvision(root, tmp_path, monkeypat
     for source in (folder, tmp_path / "official", tmp_path / "cifar-10-python.tar.gz"):
         shutil.rmtree(root, ignore_errors=True)
         assert cifar10.import_from(source, root) == "CIFAR-10, official archive"
-        images = datasets.load_images("cifar10", "real")
+        images = datasets.load_data("cifar10", "real")
         assert images.train_x.shape == (20, 3, 32, 32)
         assert images.train_x[0, 1, 0, 0] == 1024 % 256  # channel first: the second plane starts at 1024
         assert images.test_y.tolist() == [i % 10 for i in range(20)]
     (folder / "test_batch").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="cifar-10-batches-py is damaged"):
         cifar10.import_from(folder, root)
-    assert datasets.load_images("cifar10", "real").source == "CIFAR-10, official archive", "the old import is untouched"
+    assert datasets.load_data("cifar10", "real").source == "CIFAR-10, official archive", "the old import is untouched"
 
 
 def damage_missing_class(tree):
@@ -166,12 +166,12 @@ def test_a_tar_cannot_write_outside_its_folder(root, tmp_path):
 
 
 def test_auto_falls_back_to_embedded_and_real_does_not(root):
-    assert datasets.load_images("cifar10", "auto").source == "embedded handwritten digits (scikit-learn), not CIFAR-10"
-    for call in (lambda: datasets.load_images("cifar10", "real"), lambda: embedded.client_update("late", "real")):
+    assert datasets.load_data("cifar10", "auto").source == "embedded handwritten digits (scikit-learn), not CIFAR-10"
+    for call in (lambda: datasets.load_data("cifar10", "real"), lambda: embedded.client_update("late", "real")):
         with pytest.raises(FileNotFoundError, match="python -m cosquant_lite data"):
             call()
     with pytest.raises(ValueError, match="unknown data 'fake'; allowed: auto, real, embedded"):
-        datasets.load_images("cifar10", "fake")
+        datasets.load_data("cifar10", "fake")
 
 
 def test_embedded_update_is_a_whole_update_of_the_paper_s_network():
@@ -232,7 +232,7 @@ def test_import_replaces_an_older_one(root, tree):
     cifar10.import_from(tree, root)
     (tree / "train" / "cat" / "0001.png").unlink()
     cifar10.import_from(tree, root)
-    assert len(datasets.load_images("cifar10", "real").train_y) == 19
+    assert len(datasets.load_data("cifar10", "real").train_y) == 19
     assert sorted(entry.name for entry in root.iterdir()) == ["cifar10"]
 
 
@@ -242,7 +242,7 @@ def test_capture_stores_the_first_client_s_update_and_its_weights(root, tree, tm
     monkeypatch.setattr(capture, "CONFIG", config)
     monkeypatch.setattr(capture, "ROUNDS", {1: "early", 2: "middle", 3: "late"})
     assert main(["data", "capture"]) == 0
-    finished = list(federated.rounds(config, datasets.load_images("cifar10", "real")))
+    finished = list(federated.rounds(config, datasets.load_data("cifar10", "real")))
     for number, stage in enumerate(embedded.STAGES):
         captured = embedded.client_update(stage, "auto")
         assert captured.source.startswith("captured client update")

@@ -8,12 +8,13 @@ from cosquant_lite import experiments
 from cosquant_lite.federated import FedConfig
 
 
-@pytest.mark.parametrize("profile", experiments.PROFILES)
+@pytest.mark.parametrize("profile", ["quick", "reference", "full"])
+@pytest.mark.parametrize("dataset", experiments.PROFILES)
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)
-def test_every_experiment_is_a_valid_configuration(name, profile):
-    config = experiments.config(name, profile, seed=3)
+def test_every_experiment_is_a_valid_configuration(name, dataset, profile):
+    config = experiments.config(name, profile, 3, dataset)
     assert isinstance(config, FedConfig)
-    assert config.seed == 3
+    assert (config.seed, config.dataset) == (3, dataset)
 
 
 def test_a_wrong_name_lists_the_right_ones(capsys):
@@ -22,7 +23,9 @@ def test_a_wrong_name_lists_the_right_ones(capsys):
 
 
 def test_results_are_written_and_a_second_call_only_reads(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(experiments.PROFILES, "quick", {**experiments.PROFILES["quick"], "rounds": 2})
+    monkeypatch.setitem(
+        experiments.PROFILES["cifar10"], "quick", {**experiments.PROFILES["cifar10"]["quick"], "rounds": 2}
+    )
     words = ["--only", "cosine-2", "--seeds", "0,1", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
     assert experiments.main(words) == 0
     first = (tmp_path / "cosine-2-iid-seed1.json").read_text()
@@ -39,7 +42,9 @@ def test_results_are_written_and_a_second_call_only_reads(tmp_path, capsys, monk
 
 def test_a_run_that_diverges_is_a_result_and_the_others_go_on(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(experiments.EXPERIMENTS, "float32", {"server_lr": 1e6})
-    monkeypatch.setitem(experiments.PROFILES, "quick", {**experiments.PROFILES["quick"], "rounds": 3})
+    monkeypatch.setitem(
+        experiments.PROFILES["cifar10"], "quick", {**experiments.PROFILES["cifar10"]["quick"], "rounds": 3}
+    )
     words = ["--only", "float32,cosine-2", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
     assert experiments.main(words) == 0
     stored = json.loads((tmp_path / "float32-iid-seed0.json").read_text())

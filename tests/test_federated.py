@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from cosquant_lite import federated, wire
 from cosquant_lite.__main__ import main
 from cosquant_lite.classification import normalise
-from cosquant_lite.datasets import load_images, partition
+from cosquant_lite.datasets import load_data, partition
 from cosquant_lite.federated import FedConfig, Progress, rounds
 from cosquant_lite.link import parse_link, send_with_memory
 from cosquant_lite.models import cnn, initial_weights
@@ -18,7 +18,7 @@ SMALL = {"data": "embedded", "rounds": 2, "clients": 20, "clients_per_round": 3,
 
 @pytest.fixture(scope="module")
 def images():
-    return load_images("cifar10", "embedded")
+    return load_data("cifar10", "embedded")
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_initial_weights_leave_the_global_generator_alone():
 
 
 def test_more_clients_than_images_and_a_diverging_run_are_errors(images):
-    with pytest.raises(ValueError, match="split 'iid' leaves 1500 of 3000 clients without an image"):
+    with pytest.raises(ValueError, match="split 'iid' leaves 1500 of 3000 clients without a sample"):
         next(rounds(FedConfig(data="embedded", clients=3000), images))
     with pytest.raises(FloatingPointError, match="diverged"):
         list(rounds(FedConfig(**SMALL, lr=1e6), images))

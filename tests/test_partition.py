@@ -41,8 +41,8 @@ def test_a_small_alpha_is_more_skewed_than_a_large_one():
 @pytest.mark.parametrize(
     ("text", "clients", "named"),
     [
-        ("iid", 1001, "split 'iid' leaves 1 of 1001 clients without an image, the first is client 1000"),
-        ("dirichlet:0.01", 100, r"split 'dirichlet:0.01' leaves \d+ of 100 clients without an image"),
+        ("iid", 1001, "split 'iid' leaves 1 of 1001 clients without a sample, the first is client 1000"),
+        ("dirichlet:0.01", 100, r"split 'dirichlet:0.01' leaves \d+ of 100 clients without a sample"),
         ("classes:3", 7, "needs 7 clients x 3 shards to be a multiple of the 10 classes"),
     ],
 )

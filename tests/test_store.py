@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cosquant_lite import runs, store
-from cosquant_lite.datasets import load_images
+from cosquant_lite.datasets import load_data
 from cosquant_lite.federated import FedConfig, rounds
 
 OPTIONS = {"data": "embedded", "rounds": 5, "clients": 6, "clients_per_round": 2, "batch_size": 50,
@@ -22,17 +22,17 @@ SCRIPT = f"""
 import sys
 from pathlib import Path
 from cosquant_lite import store
-from cosquant_lite.datasets import load_images
+from cosquant_lite.datasets import load_data
 from cosquant_lite.federated import FedConfig
 config = FedConfig(**{OPTIONS!r})
-for record in store.resume(Path(sys.argv[1]), config, load_images("cifar10", "embedded")):
+for record in store.resume(Path(sys.argv[1]), config, load_data("cifar10", "embedded")):
     print("round", record["round"], flush=True)
 """
 
 
 @pytest.fixture(scope="module")
 def images():
-    return load_images("cifar10", "embedded")
+    return load_data("cifar10", "embedded")
 
 
 @pytest.fixture(scope="module")

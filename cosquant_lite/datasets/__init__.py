@@ -18,12 +18,16 @@ if TYPE_CHECKING:  # this module answers "which data?" without the seconds that 
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "data"
 DATA_CHOICES = ("auto", "real", "embedded")
-IMAGE_SETS = ("cifar10",)
+DATASETS = ("cifar10", "brats")
 _REAL = {  # any of these paths in the data folder means that the real thing is there; and how to get it
     "update": (["captured/client_update.json"], "`python -m cosquant_lite data capture`, which needs real CIFAR-10"),
     "cifar10": (
         ["cifar10/source.json", "cifar-10-batches-py"],
         "`python -m cosquant_lite data import cifar10 PATH` or `python -m cosquant_lite data download cifar10`",
+    ),
+    "brats": (
+        ["brats/source.json"],
+        "`python -m cosquant_lite data import brats PATH` or `python -m cosquant_lite data download brats`",
     ),
 }
 
@@ -40,6 +44,20 @@ class Images:
     source: str
 
 
+@dataclass(frozen=True, eq=False)
+class Volumes:
+    """A segmentation set. x: uint8 (N, 4, S, S, S) in the order of brats.MODALITIES; y: uint8 (N, S, S, S) with the
+    codes of brats.LABELS; cases: their names; source: what a figure must say it is."""
+
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    train_cases: tuple[str, ...]
+    test_cases: tuple[str, ...]
+    source: str
+
+
 def data_root() -> Path:
     """Where imported and downloaded data lives: `$COSQUANT_DATA`, else the project's `data/`."""
     return Path(os.environ.get("COSQUANT_DATA") or EMBEDDED).expanduser().resolve()
@@ -52,7 +70,7 @@ def available(uses: str) -> bool:
 
 
 def resolve(uses: str, data: str) -> str:
-    """Which of "real" and "embedded" the choice `data` means for what a notebook uses ("update" or "cifar10").
+    """Which of "real" and "embedded" the choice `data` means for what a notebook uses ("update", "cifar10", "brats").
 
     ValueError for an unknown choice; FileNotFoundError, saying how to get it, for real data that is not there.
     """
@@ -62,9 +80,16 @@ def resolve(uses: str, data: str) -> str:
     return "real" if data != "embedded" and available(uses) else "embedded"
 
 
-def load_images(dataset: str, data: str = "auto") -> Images:
-    """The named image set, real or embedded. FileNotFoundError says how to get the real one if it is not there."""
-    from cosquant_lite.datasets import cifar10, embedded
+def load_data(dataset: str, data: str = "auto") -> Images | Volumes:
+    """The named data set, real or embedded. FileNotFoundError says how to get the real one if it is not there."""
+    from cosquant_lite.datasets import brats, cifar10, embedded, phantom
 
-    runs.check_choice("dataset", dataset, IMAGE_SETS)
-    return cifar10.load(data_root()) if resolve(dataset, data) == "real" else embedded.digits()
+    runs.check_choice("dataset", dataset, DATASETS)
+    real, small = {"cifar10": (cifar10.load, embedded.digits), "brats": (brats.load, phantom.phantoms)}[dataset]
+    return real(data_root()) if resolve(dataset, data) == "real" else small()
+
+
+def about(data: Images | Volumes) -> dict:
+    """What a result says about its data: the source, and the names of the cases if they have any."""
+    cases = {part: list(getattr(data, part)) for part in ("train_cases", "test_cases") if hasattr(data, part)}
+    return {"source": data.source, **cases}

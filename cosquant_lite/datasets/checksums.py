@@ -16,9 +16,8 @@ def verify() -> int:
         raise FileNotFoundError(
             f"no {EMBEDDED / SUMS}: the embedded data needs a checkout, installed with pip install -e ."
         )
-    folders = [
-        folder for folder in (EMBEDDED, data_root() / "captured", data_root() / "cifar10") if (folder / SUMS).exists()
-    ]
+    folders = [EMBEDDED, *(data_root() / name for name in ("captured", "cifar10", "brats"))]
+    folders = [folder for folder in folders if (folder / SUMS).exists()]
     intact = [_check(folder) for folder in folders]
     if (data_root() / CIFAR10.base_folder).is_dir():
         intact.append(_check_official())

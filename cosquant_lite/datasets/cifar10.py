@@ -12,6 +12,7 @@ import torch
 from torchvision.datasets import CIFAR10, ImageFolder
 from tqdm import tqdm
 
+from cosquant_lite import runs
 from cosquant_lite.datasets import Images
 from cosquant_lite.datasets.checksums import write_sums
 from cosquant_lite.datasets.download import download as fetch
@@ -55,12 +56,12 @@ def import_from(path: Path, root: Path) -> str:
         if official:
             shutil.copytree(official, Path(scratch) / "new" / CIFAR10.base_folder)
             _official(Path(scratch) / "new")  # torchvision checks every file's md5
-            _replace(Path(scratch) / "new" / CIFAR10.base_folder, root / CIFAR10.base_folder)
+            runs.replace_folder(Path(scratch) / "new" / CIFAR10.base_folder, root / CIFAR10.base_folder)
             return _official(root).source
         if (root / CIFAR10.base_folder).is_dir():
             raise ValueError(f"{root / CIFAR10.base_folder} is there and would still be used; remove it first")
         source = _image_folder_to_arrays(_image_root(folder, path), Path(scratch) / "arrays")
-        _replace(Path(scratch) / "arrays", root / "cifar10")
+        runs.replace_folder(Path(scratch) / "arrays", root / "cifar10")
         return source
 
 
@@ -119,11 +120,3 @@ def _image_folder_to_arrays(folder: Path, out: Path) -> str:
     (out / "source.json").write_text(json.dumps({"source": source}), "utf-8")
     write_sums(out, [f"{name}.npy" for name in ARRAYS])
     return source
-
-
-def _replace(new: Path, final: Path) -> None:
-    """Put the finished folder under its final name; an older one is set aside first and deleted last."""
-    old = new.with_name("replaced")  # inside the scratch folder, which is deleted at the end
-    if final.exists():
-        os.replace(final, old)
-    os.replace(new, final)

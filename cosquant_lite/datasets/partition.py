@@ -5,13 +5,14 @@
                  (McMahan et al. 2017; so does the paper group's code, which balances the shards over classes).
 `dirichlet:A`    each class is divided over the clients in shares drawn from Dirichlet(A): the smaller A, the more skewed
                  in classes and in size (Hsu, Qi, Brown 2019, in the form that draws per class).
+`site`           BraTS: each contributing site is a client.
 """
 
 import numpy as np
 import torch
 from torch import Tensor
 
-SPLITS = "iid, classes:K (e.g. classes:2), dirichlet:A (e.g. dirichlet:0.5)"
+SPLITS = "iid, classes:K (e.g. classes:2), dirichlet:A (e.g. dirichlet:0.5), site"
 
 
 def parse(text: str) -> tuple[str, float]:
@@ -19,7 +20,7 @@ def parse(text: str) -> tuple[str, float]:
     name, colon, number = text.partition(":")
     try:
         value = float(number) if colon else 0.0
-        if (name == "iid" and not colon) or (name == "dirichlet" and 0 < value < float("inf")):
+        if (name in ("iid", "site") and not colon) or (name == "dirichlet" and 0 < value < float("inf")):
             return name, value
         if name == "classes" and value >= 1 and value == int(value):
             return name, value
@@ -28,11 +29,16 @@ def parse(text: str) -> tuple[str, float]:
     raise ValueError(f"unknown split {text!r}; allowed: {SPLITS}")
 
 
-def split(text: str, labels: Tensor, clients: int, generator: torch.Generator) -> list[Tensor]:
-    """Indices of each client's images. ValueError if some client would get none."""
+def split(
+    text: str, labels: Tensor, clients: int, generator: torch.Generator, sites: list[str | None] | None = None
+) -> list[Tensor]:
+    """Indices of each client's samples. labels: int64 (N,); sites: of each sample, for the split by site. ValueError if
+    some client would get none."""
     name, number = parse(text)
     if name == "iid":
         parts = iid(len(labels), clients, generator)
+    elif name == "site":
+        parts = by_site(sites, clients)
     elif name == "classes":
         parts = by_classes(labels, clients, int(number), generator)
     else:
@@ -40,7 +46,7 @@ def split(text: str, labels: Tensor, clients: int, generator: torch.Generator) -
     empty = [client for client, part in enumerate(parts) if len(part) == 0]
     if empty:
         raise ValueError(
-            f"split {text!r} leaves {len(empty)} of {clients} clients without an image, the first is client {empty[0]}; "
+            f"split {text!r} leaves {len(empty)} of {clients} clients without a sample, the first is client {empty[0]}; "
             f"take fewer clients, another seed or a larger alpha"
         )
     return parts
@@ -49,6 +55,16 @@ def split(text: str, labels: Tensor, clients: int, generator: torch.Generator) -
 def iid(n: int, clients: int, generator: torch.Generator) -> list[Tensor]:
     """Shuffle n indices and deal them out evenly."""
     return list(torch.randperm(n, generator=generator).tensor_split(clients))
+
+
+def by_site(sites: list[str | None] | None, clients: int) -> list[Tensor]:
+    """Each site is a client, in alphabetical order. ValueError if there is another number of clients or no sites."""
+    if not sites or None in sites:
+        raise ValueError("split 'site' needs cases whose names say where they are from; take 'iid'")
+    names = sorted(set(sites))
+    if len(names) != clients:
+        raise ValueError(f"split 'site' makes {len(names)} clients ({', '.join(names)}), but clients={clients}")
+    return [torch.tensor([i for i, site in enumerate(sites) if site == name]) for name in names]
 
 
 def by_classes(labels: Tensor, clients: int, per_client: int, generator: torch.Generator) -> list[Tensor]:

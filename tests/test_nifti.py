@@ -1,0 +1,215 @@
+"""BraTS cases in every form they are handed around in: what is read, what is prepared, and what is refused by name."""
+
+import json
+import os
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from cosquant_lite import datasets
+from cosquant_lite.__main__ import main
+from cosquant_lite.datasets import brats, nifti
+
+SHARED = Path(os.environ.get("COSQUANT_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "brats"
+real = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real BraTS cases: {SHARED} is absent")
+LPS, RAS = np.diag([-1.0, -1, 1, 1]), np.eye(4)
+
+
+def brain(shape=(20, 24, 18)):
+    """Four modalities (4, X, Y, Z) of an off-centre box, told apart by their values, and a label with codes 0 to 3."""
+    image, label = np.zeros((4, *shape), np.int16), np.zeros(shape, np.uint8)
+    draws = np.random.default_rng(0)
+    for i in range(4):
+        image[i, 2:17, 3:21, 1:13] = 1000 * (i + 1) + draws.integers(0, 100, (15, 18, 12))
+    label[5:12, 8:16, 4:10], label[6:10, 9:13, 5:9], label[7:9, 10:12, 6:8] = 1, 2, 3
+    return image, label
+
+
+def save(path, array, affine=LPS):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, affine), path)
+
+
+def folder_case(root, name="Brats18_CBICA_AAB_1", year=2018, ending=".nii.gz", **changed):
+    """A case as BraTS distributes it. changed: other arrays for some of the parts."""
+    image, label = brain()
+    codes = np.array([0, 2, 1, 4 if year < 2023 else 3], np.uint8)[label]
+    names = ("flair", "t1", "t1ce", "t2", "seg") if year < 2023 else ("t2f", "t1n", "t1c", "t2w", "seg")
+    join = "_" if year < 2023 else "-"
+    for part, array in zip(names, (*image, codes)):
+        save(root / name / f"{name}{join}{part}{ending}", changed.get(part, array))
+    return root / name
+
+
+def msd_case(root, affine=RAS):
+    image, label = brain()
+    flip = (slice(None, None, -1), slice(None, None, -1)) if affine is RAS else ()
+    save(root / "imagesTr" / "BRATS_001.nii.gz", np.ascontiguousarray(np.moveaxis(image, 0, -1)[flip]), affine)
+    save(root / "labelsTr" / "BRATS_001.nii.gz", np.ascontiguousarray(label[flip]), affine)
+    return root / "imagesTr" / "BRATS_001.nii.gz"
+
+
+@pytest.mark.parametrize("make", [
+    lambda root: folder_case(root),
+    lambda root: folder_case(root, ending=".nii"),
+    lambda root: folder_case(root, "BraTS-GLI-00000-000", 2023),
+    lambda root: msd_case(root),
+], ids=["2018", "not compressed", "2023", "MSD"])  # fmt: skip
+def test_every_form_is_read_as_the_same_case(tmp_path, make):
+    path = make(tmp_path)
+    assert nifti.find_cases(tmp_path) == [path]
+    case, (image, label) = nifti.load_case(path), brain()
+    torch.testing.assert_close(case.image, torch.from_numpy(image).float())
+    assert torch.equal(case.label, torch.from_numpy(label))
+    assert (case.image.dtype, case.label.dtype, case.spacing_mm) == (torch.float32, torch.uint8, 1.0)
+
+
+def test_an_msd_list_is_followed(tmp_path):
+    path = msd_case(tmp_path)
+    listed = {"image": "./imagesTr/BRATS_001.nii.gz", "label": "./labelsTr/BRATS_001.nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": [listed]}))
+    assert nifti.find_cases(tmp_path) == [path]
+
+
+def test_a_cube_holds_the_brain_and_keeps_small_structures(tmp_path):
+    image, label = (torch.from_numpy(np.kron(array, np.ones((4, 4, 4)))) for array in brain())
+    case = nifti.Case("large", image.float(), label.to(torch.uint8), 1.0)
+    cube = nifti.cube(case, 32)
+    assert cube["image"].shape == (4, 32, 32, 32)
+    assert cube["spacing_mm"] == pytest.approx(4 * 18 / 32)  # the longest edge of the box is 18 * 4 mm
+    for code in (1, 2, 3):
+        volume = (cube["label"] == code).sum() * cube["spacing_mm"] ** 3
+        assert volume == pytest.approx((case.label == code).sum().item(), rel=0.25)
+    brightness = [np.median(x[x > 0]) * top / 255 for x, top in zip(cube["image"], cube["scale"])]
+    assert brightness == pytest.approx([1050, 2050, 3050, 4050], rel=0.05)
+
+
+def test_import_and_load(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COSQUANT_DATA", str(tmp_path / "data"))
+    for name in ("Brats18_CBICA_AAB_1", "Brats18_CBICA_AAC_1", "Brats18_TCIA01_1_1"):
+        folder_case(tmp_path / "raw", name)
+    assert main(["data", "prepare", "brats", str(tmp_path / "raw"), "--size", "32"]) == 0
+    volumes = datasets.load_data("brats", "real")
+    assert volumes.train_cases == ("Brats18_CBICA_AAC_1", "Brats18_TCIA01_1_1")
+    assert volumes.test_cases == ("Brats18_CBICA_AAB_1",)
+    assert volumes.train_x.shape == (2, 4, 32, 32, 32)
+    assert volumes.source == "BraTS, 3 cases (3 of BraTS 2018) at 32x32x32"
+    assert main(["data", "verify"]) == 0
+    before = (volumes.train_x, volumes.train_y)
+    prepared = (tmp_path / "data" / "brats").rename(tmp_path / "prepared")
+    assert main(["data", "prepare", "brats", str(prepared), "--size", "32"]) == 0
+    again = datasets.load_data("brats", "real")
+    assert torch.equal(again.train_x, before[0]), "a prepared case of the wanted size stays as it is"
+    assert torch.equal(again.train_y, before[1])
+    assert "3 cases" in capsys.readouterr().out
+
+
+def damage_cut(case):
+    file = next(case.glob("*_t2.nii.gz"))
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize(("damage", "words"), [
+    (lambda case: next(case.glob("*_t1ce*")).unlink(), r"CBICA_AAB_1: T1gd is missing \(\*t1ce.nii.gz or \*t1c.nii.gz\)"),
+    (lambda case: next(case.glob("*_seg*")).unlink(), r"CBICA_AAB_1: label is missing"),
+    (damage_cut, r"_t2.nii.gz cannot be read"),
+    (lambda case: next(case.glob("*_t1.nii.gz")).write_bytes(b""), r"_t1.nii.gz cannot be read"),
+    (lambda case: folder_case(case.parent, t2=brain((20, 24, 19))[0][0]), r"_t2.nii.gz is \(20, 24, 19\), but FLAIR is"),
+    (lambda case: folder_case(case.parent, seg=brain()[1] * 2), r"_seg.nii.gz has the codes \[0.*, 6.0\]; allowed: 0, 1, 2"),
+    (lambda case: folder_case(case.parent, t1=brain()[0][0] * 0), r"CBICA_AAB_1: T1w is empty"),
+])  # fmt: skip
+def test_a_bad_case_is_named_and_nothing_is_lost(tmp_path, monkeypatch, capsys, damage, words):
+    monkeypatch.setenv("COSQUANT_DATA", str(tmp_path / "data"))
+    good = folder_case(tmp_path / "good", "Brats18_2013_1_1")
+    assert main(["data", "import", "brats", str(good.parent)]) == 0
+    damage(folder_case(tmp_path / "bad"))
+    assert main(["data", "import", "brats", str(tmp_path / "bad")]) == 2
+    with pytest.raises(ValueError, match=words):
+        nifti.prepare(tmp_path / "bad", tmp_path / "data")
+    assert [entry.name for entry in (tmp_path / "data").iterdir()] == ["brats"], "no half-made folder"
+    capsys.readouterr()
+    assert main(["data", "verify"]) == 0, "what was imported before is whole"
+
+
+def test_bad_folders_and_sizes_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        nifti.prepare(tmp_path / "nothing", tmp_path)
+    (tmp_path / "raw").mkdir()
+    with pytest.raises(FileNotFoundError, match="no case found"):
+        nifti.prepare(tmp_path / "raw", tmp_path)
+    folder_case(tmp_path / "raw" / "HGG")
+    with pytest.raises(ValueError, match="size must be a multiple of 16 from 16 to 240, got 60"):
+        nifti.prepare(tmp_path / "raw", tmp_path, 60)
+    folder_case(tmp_path / "raw" / "LGG")
+    with pytest.raises(ValueError, match="two cases of the name Brats18_CBICA_AAB_1"):
+        nifti.prepare(tmp_path / "raw", tmp_path)
+    image = msd_case(tmp_path / "msd")
+    (tmp_path / "msd" / "labelsTr" / "BRATS_001.nii.gz").unlink()
+    with pytest.raises(ValueError, match="there is no label for it"):
+        nifti.load_case(image)
+
+
+@pytest.mark.parametrize(("arrays", "words"), [
+    ({"image": np.zeros((4, 16, 16, 16), np.uint8)}, "label"),
+    ({"image": np.zeros((3, 16, 16, 16), np.uint8), "label": np.zeros((16,) * 3, np.uint8)}, r"needed: uint8 \(4, S, S, S\)"),
+    ({"image": np.zeros((4, 16, 16, 16), np.uint8), "label": np.full((16,) * 3, 4, np.uint8)}, r"unknown codes \[4\]"),
+])  # fmt: skip
+def test_a_bad_prepared_case_is_named(tmp_path, arrays, words):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match=rf"a\.npz.*{words}"):
+        brats.read_prepared(tmp_path / "a.npz")
+
+
+def test_sites_and_hold_out():
+    names = ["Brats18_2013_2_1", "Brats18_2013_11_1", "Brats18_TCIA03_9_1", "BraTS2021_00006"]
+    assert [brats.site(name) for name in names] == ["2013", "2013", "TCIA03", None]
+    assert brats.held_out(names) == [3, 1], "the first by name of 2013, and what belongs to no site"
+    assert brats.held_out([f"BRATS_{i:03}" for i in range(11)]) == [0, 5, 10]
+
+
+def agreement(left: torch.Tensor, right: torch.Tensor) -> float:
+    return (2 * (left & right).sum() / (left.sum() + right.sum())).item()
+
+
+@real
+def test_whole_real_cases_agree_with_their_prepared_ones():
+    for path in nifti.find_cases(SHARED / "full"):
+        ours = nifti.cube(nifti.load_case(path), 64)
+        image, label = brats.read_prepared(SHARED / "small64" / f"{path.name}.npz")
+        mine = torch.from_numpy(ours["label"])
+        for codes in brats.REGIONS.values():
+            wanted = torch.isin(label, torch.tensor(codes))
+            if wanted.sum() > 1000:  # smaller ones differ by how they were resampled
+                assert agreement(torch.isin(mine, torch.tensor(codes)), wanted) > 0.9, path
+        brain = (image > 0).all(0)
+        like = torch.corrcoef(torch.cat([torch.from_numpy(ours["image"])[:, brain], image[:, brain]]).float())[:4, 4:]
+        assert like.argmax(1).tolist() == [0, 1, 2, 3], "each modality is most like itself"
+        assert like.diagonal().min() > 0.9
+
+
+@real
+def test_real_msd_boxes_have_the_labels_and_channels_they_are_said_to_have():
+    said = json.loads((SHARED / "msd" / "recon.json").read_text())
+    cases = [nifti.load_case(path) for path in nifti.find_cases(SHARED / "msd")]
+    assert [case.name for case in cases] == ["BRATS_009_box", "BRATS_119_box"]
+    for case in cases:
+        about = said[case.name.removesuffix("_box")]
+        assert tuple(about["channels"]) == brats.MODALITIES
+        assert torch.bincount(case.label.flatten().int(), minlength=4).tolist() == list(about["labels"].values())
+        inside = [case.image[i][case.label == 3].mean() / case.image[i][case.label == 1].mean() for i in range(4)]
+        assert inside[2] == max(inside), "enhancing tumour is what T1gd makes bright"
+
+
+@real
+def test_enhancing_tumour_is_bright_in_t1gd_in_every_form():
+    paths = [path for form in ("full", "small64") for path in nifti.find_cases(SHARED / form)]
+    gains = []
+    for case in map(nifti.load_case, paths):
+        image = case.image / case.image.flatten(1).amax(1).view(4, 1, 1, 1)
+        if (case.label == 3).sum() > 200:
+            means = [image[i][case.label == 3].mean() - image[i][case.label == 2].mean() for i in range(4)]
+            gains.append(means[2] == max(means))
+    assert np.mean(gains) > 0.85, "against the non-enhancing core of the same case"

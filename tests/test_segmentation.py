@@ -1,0 +1,133 @@
+"""The BraTS task: phantoms, patches, augmentation, Dice against its definition, and the same loop as for images."""
+
+import numpy as np
+import pytest
+import torch
+
+from cosquant_lite import segmentation, wire
+from cosquant_lite.__main__ import main
+from cosquant_lite.datasets import brats, load_data, phantom
+from cosquant_lite.federated import FedConfig, rounds
+from cosquant_lite.models import initial_weights, unet
+
+SITES = {"dataset": "brats", "data": "embedded", "split": "site", "clients": 4, "clients_per_round": 3, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def volumes():
+    return phantom.phantoms(16)
+
+
+def test_phantoms_are_always_the_same_and_say_what_they_are(volumes):
+    again = phantom.phantoms(16)
+    assert torch.equal(volumes.train_x, again.train_x)
+    assert "not BraTS" in volumes.source
+    assert (len(volumes.train_cases), len(volumes.test_cases)) == (16, 4)
+    assert {brats.site(name) for name in volumes.test_cases} == {f"scanner{letter}" for letter in "ABCD"}
+
+
+def test_phantoms_have_what_brats_has():
+    full = load_data("brats", "embedded")
+    x, y = torch.cat([full.train_x, full.test_x]), torch.cat([full.train_y, full.test_y])
+    assert x.shape == (20, 4, 32, 32, 32)
+    assert all(set(label.unique().tolist()) == {0, 1, 2, 3} for label in y), "every case has all three regions"
+    assert (x[y[:, None].expand_as(x) > 0] > 0).all(), "a tumour lies inside the brain"
+    brightest = [x[:, i][y == 3].float().mean() / x[:, i][y == 1].float().mean() for i in range(4)]
+    assert max(brightest) == brightest[brats.MODALITIES.index("T1gd")]
+
+
+def test_dice_is_twice_the_overlap_over_the_sum():
+    draws = np.random.default_rng(0)
+    left, right = (torch.from_numpy(draws.integers(0, 4, (8, 8, 8)).astype(np.uint8)) for _ in range(2))
+    for codes, value in zip(brats.REGIONS.values(), segmentation.dice(left, right)):
+        a, b = (np.isin(x.numpy(), codes) for x in (left, right))
+        assert value == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
+    nothing = torch.zeros_like(left)
+    assert segmentation.dice(nothing, nothing) == [1, 1, 1]
+    assert segmentation.dice(nothing, left) == [0, 0, 0]
+    assert segmentation.dice(left, left) == [1, 1, 1]
+
+
+def test_a_sample_is_normalised_over_the_brain_and_cut_to_a_patch(volumes):
+    image, label = segmentation.sample(volumes.train_x[0], volumes.train_y[0], False, torch.Generator())
+    for x, raw in zip(image, volumes.train_x[0]):
+        assert x[raw > 0].mean() == pytest.approx(0, abs=1e-4)
+        assert x[raw > 0].std(unbiased=False) == pytest.approx(1, abs=1e-3)
+        assert (x[raw == 0] == 0).all()
+    assert torch.equal(label[0], volumes.train_y[0])
+    large = phantom.phantoms(80)
+    image, label = segmentation.sample(large.train_x[0], large.train_y[0], False, torch.Generator().manual_seed(0))
+    assert image.shape == (4, 64, 64, 64)
+    assert label.shape == (1, 64, 64, 64)
+
+
+def test_augmentation_moves_image_and_label_together_and_follows_its_generator(volumes):
+    x, y, flips = volumes.train_x[0], volumes.train_y[0], 0
+    for seed in range(8):
+        one, again = (segmentation.sample(x, y, True, torch.Generator().manual_seed(seed)) for _ in range(2))
+        assert torch.equal(one[0], again[0])
+        flipped = not torch.equal(one[1][0], y)
+        assert torch.equal(one[1][0], y.flip(0) if flipped else y)
+        bright = one[0][2][one[1][0] == 3].mean() - one[0][2][one[1][0] == 1].mean()
+        assert bright > 0.5, "enhancing tumour stays where the label says"
+        flips += flipped
+    assert 0 < flips < 8
+
+
+def test_a_larger_case_is_tiled():
+    image = phantom.phantoms(80).test_x[0]
+    model = unet("unet-tiny")
+    model.load_state_dict(initial_weights(model, 0))
+    label = segmentation.predict(model, image)
+    assert label.shape == (80, 80, 80)
+    assert label.dtype == torch.uint8
+
+
+def test_it_is_the_same_loop_with_real_bytes_whatever_the_workers(volumes):
+    config = FedConfig(**SITES, rounds=2, down="cosine:8", up="cosine:2,rounding=stochastic", augment=True)
+    one, two = (list(rounds(config, volumes, workers=workers)) for workers in (1, 3))
+    weights = initial_weights(unet("unet-tiny"), 0)
+    for left, right in zip(one, two):
+        assert left.record["bytes_down"] == 3 * wire.frame_bytes(weights, 8)
+        assert left.record["bytes_up"] == 3 * wire.frame_bytes(weights, 2)
+        assert {**left.record, "seconds": 0} == {**right.record, "seconds": 0}
+        assert left.record["dice"] == pytest.approx(np.mean(left.record["dice_cases"]))
+        assert np.shape(left.record["dice_cases"]) == (4, 3)
+    for name, x in one[-1].progress.weights.items():
+        assert torch.equal(two[-1].progress.weights[name], x)
+
+
+def test_clients_are_sites(volumes):
+    config = FedConfig(**SITES, rounds=1, lr=0.0)
+    finished = next(rounds(config, volumes))
+    assert len(finished.updates) == 3
+    with pytest.raises(ValueError, match=r"split 'site' makes 4 clients \(scannerA, scannerB, .*\), but clients=5"):
+        next(rounds(FedConfig(**{**SITES, "clients": 5}), volumes))
+    with pytest.raises(ValueError, match="split 'iid' leaves 4 of 20 clients without a sample"):
+        next(rounds(FedConfig(**{**SITES, "clients": 20, "split": "iid"}), volumes))
+
+
+def test_it_learns(volumes):
+    config = FedConfig(**{**SITES, "clients_per_round": 4}, rounds=6, epochs=4, momentum=0.9, up="cosine:2")
+    history = [finished.record for finished in rounds(config, volumes)]
+    assert history[-1]["dice"] > 0.3, "all background gives 0, all tumour less than 0.1"
+
+
+@pytest.mark.parametrize(("wrong", "words"), [
+    ({"model": "cnn"}, "unknown model for brats 'cnn'; allowed: unet-tiny, unet-small, unet-full"),
+    ({"split": "classes:2"}, "unknown split for brats 'classes'; allowed: iid, site"),
+    ({"dataset": "cifar10"}, "unknown split for cifar10 'site'; allowed: iid, classes, dirichlet"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused_by_name(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        FedConfig(**{**SITES, **wrong})
+
+
+def test_the_command_line_runs_it_and_shows_dice(tmp_path, capsys):
+    words = (
+        "run --dataset brats --data embedded --split site --clients 4 --clients-per-round 2 --rounds 1 --batch-size 4"
+    )
+    assert main([*words.split(), "--runs", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "data: embedded phantom (synthetic, 32x32x32), not BraTS" in out
+    assert "dice" in out
