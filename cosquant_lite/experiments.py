@@ -55,7 +55,10 @@ PROFILES = {
         },
     },
     "brats": {
-        "quick": {**BRATS, "data": "embedded", "rounds": 8, "split": "site", "clients": 4, "clients_per_round": 4},
+        "quick": {  # the embedded phantom
+            **BRATS, "data": "embedded", "rounds": 9, "split": "site", "clients": 4, "clients_per_round": 4,
+            "epochs": 1, "batch_size": 1,
+        },
         "reference": {  # 21 cases at 64^3, each site a client
             **BRATS, "data": "real", "rounds": 30, "split": "site", "clients": 7, "clients_per_round": 7,
             "model": "unet-small", "evaluate_every": 2,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from torch import Tensor
 
 STYLE_FILE = Path(__file__).with_name("cosquant.mplstyle")
@@ -125,12 +126,34 @@ def errors_and_bounds(ax: Axes, size: Tensor, errors: dict, bounds: dict[str, Te
     ax.label_outer()
 
 
-def curvature(panels: dict[str, dict[str, tuple]]) -> Figure:
+def brain(ax: Axes, image: Tensor, label: Tensor | None = None, title: str = "") -> None:
+    """One axial slice, (x, y) from left and posterior: grey, with the outline and hatching of each label code."""
+    ax.imshow(image.T, cmap="gray", interpolation="nearest")
+    for code, (color, hatch) in enumerate(zip((SKY, ORANGE, RED), ("//", "..", "xx")), 1):
+        if label is not None and (label == code).any():
+            part = (label == code).T.float()
+            ax.contourf(part, [0.5, 1.5], colors="none", hatches=[hatch])
+            ax.collections[-1].set_edgecolor(color)
+            ax.contour(part, [0.5], colors=color, linewidths=1.2)
+    ax.set(title=title, xticks=[], yticks=[])
+    ax.grid(visible=False)
+
+
+def label_key(fig: Figure, names: tuple[str, ...]) -> None:
+    """What the outlines of `brain` mean, above the panels; names: of the label codes 1 to 3."""
+    patches = [
+        Patch(facecolor="none", edgecolor=color, hatch=hatch, label=name)
+        for name, color, hatch in zip(names, (SKY, ORANGE, RED), ("//", "..", "xx"))
+    ]
+    fig.legend(handles=patches, loc="outside upper center", ncols=3)
+
+
+def curvature(panels: dict[str, dict[str, tuple]], about: str = "at all three rounds") -> Figure:
     """Largest entry over norm, m / norm, against entries: panels[title][label] = (all n, all m / norm, look).
 
     The right-hand scale is what that means for the cosine: edge step / centre step = sqrt(1 - (m / norm)^2).
     """
-    fig = lines(panels, "entries n", "m / norm, at all three rounds", xscale="log", yscale="log", ylim=(0.005, 0.99))
+    fig = lines(panels, "entries n", f"m / norm, {about}", xscale="log", yscale="log", ylim=(0.005, 0.99))
     n = np.array([10.0, 1e5])
     for ax in fig.axes:
         ax.plot(n, 2.58 / np.sqrt(n), color=GREY, linewidth=1, marker="", linestyle="-", zorder=0)

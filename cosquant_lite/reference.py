@@ -1,7 +1,8 @@
 """The committed reference runs: read from results/, for the grey curves of notebooks and for README's table.
 
-`python -m cosquant_lite.experiments --profile reference --seeds 0,1,2 --out results/cifar10` makes them, once for each
---split. A run that diverged is one of them.
+`python -m cosquant_lite.experiments --profile reference --seeds 0,1,2 --out results/cifar10` makes those of CIFAR-10,
+once for each --split; `--dataset brats --out results/brats` the others. A run that diverged is one of them. What is
+measured is accuracy on CIFAR-10 and mean Dice on BraTS, here in %.
 """
 
 import json
@@ -10,8 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from cosquant_lite import experiments, runs
+from cosquant_lite.datasets.brats import REGIONS
+from cosquant_lite.task import METRICS
 
-CIFAR10 = runs.RESULTS / "cifar10"
+CIFAR10, BRATS = runs.RESULTS / "cifar10", runs.RESULTS / "brats"
 LEVEL = 55  # % accuracy up to which traffic is compared: nearly all runs get there
 
 
@@ -29,23 +32,21 @@ def megabytes(result: dict) -> np.ndarray:
 
 
 def curve(results: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rounds with a measured accuracy, the MB until then, and the accuracy in % of each seed: (seeds, rounds).
+    """Rounds that were measured, the MB until then, and accuracy or Dice in % of each seed: (seeds, rounds).
 
     Ends where the first of the seeds diverged.
     """
-    measured = [
-        [i for i, accuracy in enumerate(result["rounds"]["accuracy"]) if accuracy is not None] for result in results
-    ]
-    at = min(measured, key=len)
-    accuracy = np.array([[100 * result["rounds"]["accuracy"][i] for i in at] for result in results])
-    return np.array(at) + 1, np.mean([megabytes(result)[at] for result in results], axis=0), accuracy
+    metric = METRICS[results[0]["config"]["dataset"]][0]
+    at = min(([i for i, x in enumerate(result["rounds"][metric]) if x is not None] for result in results), key=len)
+    values = np.array([[100 * result["rounds"][metric][i] for i in at] for result in results])
+    return np.array(at) + 1, np.mean([megabytes(result)[at] for result in results], axis=0), values
 
 
 def late(results: list[dict]) -> np.ndarray:
-    """Accuracy in % of each seed, mean of the last five measurements (one alone jumps); NaN where the run diverged."""
-    _, _, accuracy = curve(results)
+    """Accuracy or Dice in % of each seed, mean of the last five measurements (one alone jumps); NaN where the run diverged."""
+    _, _, values = curve(results)
     diverged = [bool(result["diverged"]) for result in results]
-    return np.full(len(results), np.nan) if all(diverged) else np.where(diverged, np.nan, accuracy[:, -5:].mean(1))
+    return np.full(len(results), np.nan) if all(diverged) else np.where(diverged, np.nan, values[:, -5:].mean(1))
 
 
 def spread(values: np.ndarray) -> str:
@@ -65,6 +66,12 @@ def megabytes_to(level: float, results: list[dict]) -> float:
     return float(mb[reached.argmax(1)].mean()) if reached.any(1).all() else np.nan
 
 
+def late_cases(results: list[dict]) -> np.ndarray:
+    """Dice in % of each seed, hold-out case and region, mean of the last five measurements: (seeds, cases, regions)."""
+    measured = [[cases for cases in result["rounds"]["dice_cases"] if cases is not None] for result in results]
+    return 100 * np.mean([cases[-5:] for cases in measured], axis=1)
+
+
 def rows(names: list[str]) -> list[dict]:
     """A row for each experiment: MB a round down and up (all clients), how many times fewer bytes than float32 both
     ways, MB to LEVEL % accuracy, seeds, and the accuracies with each split."""
@@ -78,15 +85,15 @@ def rows(names: list[str]) -> list[dict]:
     return table
 
 
-def _traffic(name: str) -> tuple[float, float]:
+def _traffic(name: str, split: str = "iid", folder: Path = CIFAR10) -> tuple[float, float]:
     """MB of a round, down and up."""
-    rounds = load(name)[0]["rounds"]
+    rounds = load(name, split, folder)[0]["rounds"]
     return tuple(sum(rounds[key]) / max(len(rounds[key]), 1) / 1e6 for key in ("bytes_down", "bytes_up"))
 
 
-def has(name: str, split: str) -> bool:
+def has(name: str, split: str, folder: Path = CIFAR10) -> bool:
     """Whether there is a reference run of this experiment and split."""
-    return any(CIFAR10.glob(experiments.file_name(name, split, "*")))
+    return any(folder.glob(experiments.file_name(name, split, "*")))
 
 
 def table() -> str:
@@ -98,6 +105,30 @@ def table() -> str:
     for row in rows([name for name in experiments.EXPERIMENTS if has(name, "iid")]):
         traffic = f"{row['down']:.2f} | {row['up']:.2f} | {row['fewer']:.1f} | {reached(row['to level'])}"
         lines.append(f"| {row['name']} | {traffic} | {row['iid']} | {row['classes:2']} | {row['seeds']} |")
+    return "\n".join(lines)
+
+
+def brats_rows() -> list[dict]:
+    """A row for each experiment on BraTS: MB a round down and up, times fewer bytes than float32 both ways, seeds, and
+    the Dice of the hold-out: mean, and in each region."""
+    whole, rows = _traffic("float32", "site", BRATS), []
+    for name in [name for name in experiments.EXPERIMENTS if has(name, "site", BRATS)]:
+        (down, up), results = _traffic(name, "site", BRATS), load(name, "site", BRATS)
+        row = {"name": name, "down": down, "up": up, "fewer": sum(whole) / (down + up), "seeds": len(results)}
+        regions = dict(zip(REGIONS, map(spread, late_cases(results).mean(1).T)))
+        rows.append(row | {"dice": spread(late(results)), **regions})
+    return rows
+
+
+def brats_table() -> str:
+    """README's table of the reference runs on real BraTS cases."""
+    heads = " | ".join(f"{region}, %" for region in REGIONS)
+    lines = [f"| run | down, MB a round | up, MB a round | times fewer bytes | mean Dice, % | {heads} | seeds |"]
+    lines.append("|---" * (6 + len(REGIONS)) + "|")
+    for row in brats_rows():
+        traffic = f"{row['down']:.1f} | {row['up']:.1f} | {row['fewer']:.1f}"
+        dice = " | ".join(row[key] for key in ("dice", *REGIONS))
+        lines.append(f"| {row['name']} | {traffic} | {dice} | {row['seeds']} |")
     return "\n".join(lines)
 
 

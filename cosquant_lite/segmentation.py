@@ -16,6 +16,7 @@ from monai.transforms import (
     RandScaleIntensityd,
     RandShiftIntensityd,
 )
+from monai.utils.type_conversion import convert_to_tensor
 from torch import Tensor, nn
 
 from cosquant_lite.datasets import Volumes
@@ -51,6 +52,11 @@ def task(config: FedConfig, volumes: Volumes, parts: list[Tensor], device: torch
     return Task(model, x, y, parts, DiceCELoss(to_onehot_y=True, softmax=True), measure, prepare, batches=False)
 
 
+def plain(x: Tensor) -> Tensor:
+    """x without MONAI's metadata, which every operation of the network would carry along."""
+    return convert_to_tensor(x, track_meta=False)
+
+
 def sample(image: Tensor, label: Tensor, augmented: bool, shuffle: torch.Generator) -> tuple[Tensor, Tensor]:
     """One case as the network takes it: normalised, cut to a patch if it is larger, and augmented if asked for.
 
@@ -70,14 +76,14 @@ def sample(image: Tensor, label: Tensor, augmented: bool, shuffle: torch.Generat
     if steps:  # a Compose of its own for every case: MONAI's transforms keep their random state in themselves
         both = Compose(steps).set_random_state(int(torch.randint(2**31, (), generator=shuffle)))(both)
         both = both[0] if isinstance(both, list) else both
-    return tuple(torch.as_tensor(both[part]) for part in ("image", "label"))
+    return plain(both["image"]), plain(both["label"])
 
 
 def predict(model: nn.Module, image: Tensor) -> Tensor:
     """The label, uint8 (S, S, S), that the model gives to a case, uint8 (4, S, S, S)."""
     model.eval()
     with torch.inference_mode():
-        x = torch.as_tensor(normalise(image.float()))[None].contiguous(memory_format=torch.channels_last_3d)
+        x = plain(normalise(image.float()))[None].contiguous(memory_format=torch.channels_last_3d)
         patch = min(PATCH, image.shape[-1])
         return sliding_window_inference(x, (patch,) * 3, 1, model, overlap=0.5)[0].argmax(0).to(torch.uint8)
 
