@@ -27,7 +27,7 @@ env: $(READY)    ## set up .venv with the package and all it needs
 figures: env     ## execute every notebook, write all figures and build/report.html
 	$(RUN) -m cosquant_lite reproduce --profile $(PROFILE) --data $(DATA) --out build
 
-test: env        ## style, unit tests, committed notebook outputs, and every notebook executed twice
+test: env        ## style, unit tests, committed notebook outputs, and every notebook executed again
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m pytest -n 2 --dist loadscope tests --nbval-lax notebooks

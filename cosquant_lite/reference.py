@@ -12,7 +12,6 @@ import numpy as np
 
 from cosquant_lite import experiments, runs
 from cosquant_lite.datasets.brats import REGIONS
-from cosquant_lite.task import METRICS
 
 CIFAR10, BRATS = runs.RESULTS / "cifar10", runs.RESULTS / "brats"
 LEVEL = 55  # % accuracy up to which traffic is compared: nearly all runs get there
@@ -36,7 +35,7 @@ def curve(results: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     Ends where the first of the seeds diverged.
     """
-    metric = METRICS[results[0]["config"]["dataset"]][0]
+    metric = "dice" if "dice" in results[0]["rounds"] else "accuracy"
     at = min(([i for i, x in enumerate(result["rounds"][metric]) if x is not None] for result in results), key=len)
     values = np.array([[100 * result["rounds"][metric][i] for i in at] for result in results])
     return np.array(at) + 1, np.mean([megabytes(result)[at] for result in results], axis=0), values

@@ -1,4 +1,7 @@
-"""Every notebook through papermill in the quick profile, twice: the numbers are as expected and the same both times."""
+"""Every notebook through papermill in the quick profile: the numbers are as expected, and the same a second time.
+
+Notebooks that train run once here (and once more under nbval): that training repeats itself is tested in test_federated.
+"""
 
 import json
 import re
@@ -10,35 +13,46 @@ import pytest
 from cosquant_lite.reproduce import all_notebooks
 
 NAMES = [path.stem for path in all_notebooks()]
+TWICE = [name for name in NAMES if name[:2] < "05"]
 
 
 @pytest.fixture(scope="module")
 def two_runs(tmp_path_factory):
-    """Output folders of two `reproduce` commands, run at the same time."""
+    """Output folders of two `reproduce` commands, run at the same time: of all notebooks, and of TWICE."""
     outs = [tmp_path_factory.mktemp(name) for name in ("first", "second")]
     command = [sys.executable, "-m", "cosquant_lite", "reproduce", "--data", "embedded", "--out"]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    processes = [subprocess.Popen([*command, str(out)], **options) for out in outs]
+    only = [[], ["--only", ",".join(TWICE)]]
+    processes = [subprocess.Popen([*command, str(out), *words], **options) for out, words in zip(outs, only)]
     for process in processes:
         printed, _ = process.communicate(timeout=900)
         assert process.returncode == 0, printed
     return outs
 
 
+def record(out, name):
+    return json.loads((out / "records" / f"{name}.json").read_text())
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_numbers_are_as_expected_and_equal(two_runs, name):
+def test_numbers_are_as_expected(two_runs, name):
     rows = [row for row in json.loads((two_runs[0] / "report.json").read_text())["rows"] if row["notebook"] == name]
     assert {row["verdict"] for row in rows} == {"ok"}, "every recorded number has an expected value"
-    first, second = (json.loads((out / "records" / f"{name}.json").read_text()) for out in two_runs)
-    assert first["values"] == second["values"]
-    assert first["figures"] == second["figures"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_figures_are_written_with_alt_text_and_identical_svg(two_runs, name):
+def test_figures_are_written_with_alt_text(two_runs, name):
     page = (two_runs[0] / "report.html").read_text()
-    for figure in json.loads((two_runs[0] / "records" / f"{name}.json").read_text())["figures"]:
+    for figure in record(two_runs[0], name)["figures"]:
         assert (two_runs[0] / "figures" / f"{figure['name']}.png").stat().st_size > 5000
-        first, second = ((out / "figures" / f"{figure['name']}.svg").read_bytes() for out in two_runs)
-        assert first == second
         assert re.search(rf"<img src='figures/{figure['name']}.svg' alt='[^']{{40,}}'>", page)
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_a_second_run_is_the_same(two_runs, name):
+    first, second = (record(out, name) for out in two_runs)
+    assert first["values"] == second["values"]
+    assert first["figures"] == second["figures"]
+    for figure in first["figures"]:
+        left, right = ((out / "figures" / f"{figure['name']}.svg").read_bytes() for out in two_runs)
+        assert left == right
