@@ -1,0 +1,197 @@
+"""The same links on Flower: a strategy around any strategy, and a mod for the client app.
+
+    strategy = Compressed(FedAvg(), down="cosine:8", up="cosine:2")     # in the ServerApp
+    app = ClientApp(mods=[compressed])                                  # in the ClientApp; first, outside other mods
+
+The server's weights go down as one frame, the update (received minus trained weights) comes back as one frame. The
+strategy inside sees what it always sees: a model from each client, here the server's exact weights minus the decoded
+update, so that an average of models is the server's weights minus the average update. A frame travels as a Flower Array
+of one dimension with stype "cosquant.frame"; everything else in a message stays as it is.
+
+Needs `pip install "cosquant-lite[flower]"`.
+"""
+
+from collections.abc import Iterable
+from logging import WARNING
+
+import torch
+from torch import Tensor
+
+from cosquant_lite import wire
+from cosquant_lite.federated import generator
+from cosquant_lite.link import COMMON, Link, parse_link
+
+try:
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+    from flwr.clientapp.typing import ClientAppCallable
+    from flwr.serverapp import Grid
+    from flwr.serverapp.strategy import Strategy
+    from flwr.supercore import log
+except ImportError as error:
+    raise ImportError(f'cosquant_lite.flower needs Flower: pip install "cosquant-lite[flower]" ({error})') from None
+
+STYPE = "cosquant.frame"
+SETTINGS = "cosquant"  # the record that tells the client what to do with its update
+State = dict[str, Tensor]
+
+
+class Compressed(Strategy):
+    """A strategy whose messages are compressed. down, up: links, as for `FedConfig`; up_feedback: each node adds what the
+    up link lost to its next message; seed: of stochastic rounding, masks and rotations; after: rounds that an earlier run
+    has done, if this one goes on from its weights.
+
+    Adds to the training metrics, for messages of this round: nodes, their ids; frame-bytes-down and -up, the frames;
+    bytes-down and bytes-up, all records as Flower counts them; node-bytes-up, of each node; refused, how many updates
+    were damaged. RuntimeError if all of them were.
+    """
+
+    def __init__(self, strategy: Strategy, down="none", up="none", up_feedback=False, seed=0, after=0):
+        self.strategy, self.down, self.up = strategy, parse_link(down), up
+        if up_feedback and parse_link(up).mask < 1:
+            raise ValueError("up_feedback does not go with a mask: what a masked message lost grows without end")
+        self.feedback, self.seed, self.after = up_feedback, seed, after
+        self._sent: dict[str, State] = {}
+        self._metrics: dict = {}
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid):
+        """The messages of the strategy inside, with frames instead of weights."""
+        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        self._compress(messages, server_round, "down")
+        nodes = [message.metadata.dst_node_id for message in messages]
+        self._metrics = {
+            "nodes": nodes,
+            "frame-bytes-down": sum(_frame_bytes(message) for message in messages),
+            "bytes-down": sum(_bytes(message) for message in messages),
+        }
+        return messages
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]):
+        """What the strategy inside makes of the decoded updates; a damaged one is left out, named and counted."""
+        good, sizes, refused, frames = [], {}, 0, 0
+        for reply in replies:
+            if not reply.has_error():
+                node = reply.metadata.src_node_id
+                frames, sizes[node] = frames + _frame_bytes(reply), _bytes(reply)
+                try:
+                    self._restore(reply)
+                except ValueError as error:  # WireError is one
+                    refused += 1
+                    log(WARNING, "round %d: the update of node %d is refused: %s", server_round, node, error)
+                    continue
+            good.append(reply)
+        if refused and refused == len(sizes):
+            raise RuntimeError(f"round {server_round}: all {refused} updates were refused; the log says why")
+        arrays, metrics = self.strategy.aggregate_train(server_round, good)
+        self._metrics |= {
+            "frame-bytes-up": frames,
+            "bytes-up": sum(sizes.values()),
+            "node-bytes-up": [sizes.get(node, 0) for node in self._metrics["nodes"]],
+            "refused": refused,
+        }
+        return arrays, MetricRecord({**(metrics or {}), **self._metrics})
+
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid):
+        """The messages of the strategy inside, with frames instead of weights."""
+        messages = list(self.strategy.configure_evaluate(server_round, arrays, config, grid))
+        self._compress(messages, server_round, "evaluate")
+        return messages
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]):
+        """As the strategy inside."""
+        return self.strategy.aggregate_evaluate(server_round, replies)
+
+    def summary(self) -> None:
+        """As the strategy inside."""
+        self.strategy.summary()
+
+    def _compress(self, messages: list[Message], server_round: int, purpose: str) -> None:
+        """Replace every ArrayRecord by a frame, once for all messages that share it."""
+        number = self.after + server_round
+        settings = {"up": self.up, "feedback": self.feedback, "seed": self.seed, "round": number}
+        done: dict[int, tuple[RecordDict, RecordDict]] = {}  # the original is kept, so that its id stays its own
+        for message in messages:
+            old = message.content
+            if id(old) not in done:
+                new = RecordDict({**old, SETTINGS: ConfigRecord(settings)})
+                for key, record in old.array_records.items():
+                    self._sent[key] = _state(record)
+                    new[key] = _frame(self._sent[key], self.down, generator(self.seed, purpose, number))
+                done[id(old)] = old, new
+            message.content = done[id(old)][1]
+
+    def _restore(self, reply: Message) -> None:
+        """Replace every frame by the server's exact weights minus the update in it."""
+        for key, record in list(reply.content.array_records.items()):
+            exact = self._sent.get(key)
+            if exact is None:
+                continue
+            if not _is_frame(record):
+                raise ValueError(f"{key!r} is not a frame: the client app lacks mods=[compressed]")
+            limit = sum(x.nbytes + 1024 for x in exact.values())  # decode counts 1,024 bytes for each tensor
+            update = wire.decode(record[STYPE].data, limit=limit)
+            shapes = [(name, x.shape) for name, x in exact.items()]
+            if [(name, x.shape) for name, x in update.items()] != shapes:
+                raise ValueError(f"{key!r} holds other tensors than were sent")
+            if not all(x.isfinite().all() for x in update.values()):
+                raise ValueError(f"{key!r} holds infinite or NaN values")
+            reply.content[key] = _record({name: x - update[name] for name, x in exact.items()})
+
+
+def compressed(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Client mod: the app sees plain weights and answers with plain weights. Without `Compressed` it does nothing."""
+    if SETTINGS not in message.content:
+        return call_next(message, context)
+    settings = message.content.pop(SETTINGS)
+    received = {key: record for key, record in message.content.array_records.items() if _is_frame(record)}
+    received = {key: wire.decode(record[STYPE].data) for key, record in received.items()}
+    for key, state in received.items():
+        message.content[key] = _record(state)
+    training = message.metadata.message_type.startswith(MessageType.TRAIN)
+    reply = call_next(message, context)
+    if training and not reply.has_error():
+        client = int(context.node_config.get("partition-id", context.node_id % 2**63))
+        coins = generator(settings["seed"], "up", settings["round"], client)
+        for key in [key for key in received if key in reply.content.array_records]:
+            trained = _state(reply.content[key])
+            update = {name: x - trained[name] for name, x in received[key].items()}
+            reply.content[key] = _uplink(update, key, settings, coins, context)
+    return reply
+
+
+def _uplink(update: State, key: str, settings: ConfigRecord, coins: torch.Generator, context: Context) -> ArrayRecord:
+    """The frame of an update; with feedback, what it loses stays in the node's state."""
+    link, memory = parse_link(settings["up"]), f"{SETTINGS}-lost-{key}"
+    if not settings["feedback"]:
+        return _frame(update, link, coins)
+    lost = _state(context.state[memory]) if memory in context.state else {}
+    wanted = {name: x + lost[name] if name in lost else x for name, x in update.items()}
+    record = _frame(wanted, link, coins)
+    arrived = wire.decode(record[STYPE].data)
+    context.state[memory] = _record({name: x - arrived[name] for name, x in wanted.items() if x.is_floating_point()})
+    return record
+
+
+def _frame(state: State, link: Link, coins: torch.Generator) -> ArrayRecord:
+    blob = wire.encode(state, link.quantizer, generator=coins, **{name: getattr(link, name) for name in COMMON})
+    return ArrayRecord({STYPE: Array(dtype="uint8", shape=(len(blob),), stype=STYPE, data=blob)})
+
+
+def _is_frame(record: ArrayRecord) -> bool:
+    return list(record) == [STYPE]
+
+
+def _state(record: ArrayRecord) -> State:
+    return {name: torch.from_numpy(array.numpy().copy()) for name, array in record.items()}
+
+
+def _record(state: State) -> ArrayRecord:
+    return ArrayRecord({name: Array(x.numpy()) for name, x in state.items()})
+
+
+def _frame_bytes(message: Message) -> int:
+    return sum(len(record[STYPE].data) for record in message.content.array_records.values() if _is_frame(record))
+
+
+def _bytes(message: Message) -> int:
+    """All records, as Flower's own message_size_mod counts them."""
+    return sum(record.count_bytes() for record in message.content.values())
