@@ -47,7 +47,7 @@ class Compressed(Strategy):
 
     def __init__(self, strategy: Strategy, down="none", up="none", up_feedback=False, seed=0, after=0):
         self.strategy, self.down, self.up = strategy, parse_link(down), up
-        if up_feedback and parse_link(up).mask < 1:
+        if parse_link(up).mask < 1 and up_feedback:
             raise ValueError("up_feedback does not go with a mask: what a masked message lost grows without end")
         self.feedback, self.seed, self.after = up_feedback, seed, after
         self._sent: dict[str, State] = {}
@@ -141,11 +141,11 @@ def compressed(message: Message, context: Context, call_next: ClientAppCallable)
     """Client mod: the app sees plain weights and answers with plain weights. Without `Compressed` it does nothing."""
     if SETTINGS not in message.content:
         return call_next(message, context)
-    settings = message.content.pop(SETTINGS)
-    received = {key: record for key, record in message.content.array_records.items() if _is_frame(record)}
-    received = {key: wire.decode(record[STYPE].data) for key, record in received.items()}
-    for key, state in received.items():
-        message.content[key] = _record(state)
+    content, settings = message.content, message.content[SETTINGS]
+    frames = {key: record[STYPE].data for key, record in content.array_records.items() if _is_frame(record)}
+    received = {key: wire.decode(frame) for key, frame in frames.items()}
+    plain = {key: record for key, record in content.items() if key != SETTINGS}
+    message.content = RecordDict({**plain, **{key: _record(state) for key, state in received.items()}})
     training = message.metadata.message_type.startswith(MessageType.TRAIN)
     reply = call_next(message, context)
     if training and not reply.has_error():

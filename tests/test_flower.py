@@ -1,0 +1,286 @@
+"""Flower with compressed links: any strategy, any app, damage, memory, and the same numbers as the engine."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from cosquant_lite import wire
+from cosquant_lite.datasets import load_data
+from cosquant_lite.federated import FedConfig, Progress, rounds
+from cosquant_lite.models import cnn, initial_weights
+
+flwr = pytest.importorskip("flwr", reason='Flower is not installed: pip install "cosquant-lite[flower]"')
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict  # noqa: E402
+from flwr.clientapp import ClientApp  # noqa: E402
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx  # noqa: E402
+from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
+
+from cosquant_lite.flower import STYPE, Compressed, compressed  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _server_identity(monkeypatch):
+    """What Flower sets in the process of a ServerApp before it runs; messages need it."""
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
+
+
+class Loopback:
+    """A grid whose nodes are function calls: each message is copied, as a wire would do it."""
+
+    def __init__(self, app, nodes=4, config=None, spoil=lambda number, reply: reply):
+        self.app, self.spoil = app, spoil
+        self.contexts = {
+            100 + i: Context(1, 100 + i, {"partition-id": i, "num-partitions": nodes}, RecordDict(), config or {})
+            for i in range(nodes)
+        }
+
+    def get_node_ids(self):
+        return list(self.contexts)
+
+    def send_and_receive(self, messages, timeout=None):
+        replies = []
+        for message in messages:
+            node = message.metadata.dst_node_id
+            content = RecordDict(dict(message.content))
+            arriving = Message(content, message_type=message.metadata.message_type, dst_node_id=node)
+            reply = self.app(arriving, self.contexts[node])
+            training = message.metadata.message_type.startswith("train")
+            replies.append(self.spoil(node - 100, reply) if training else reply)
+        return replies
+
+
+def toy(mods, seen=None):
+    """A client that moves every weight by a random step of its own."""
+    app = ClientApp(mods=mods)
+
+    @app.train()
+    def train(message, context):
+        state = message.content["arrays"].to_torch_state_dict()
+        if seen is not None:
+            seen.append(state)
+        draws = torch.Generator().manual_seed(int(context.node_config["partition-id"]))
+        after = {
+            name: w - (0.1 * torch.randn(w.shape, generator=draws) if w.is_floating_point() else -1)
+            for name, w in state.items()
+        }
+        return Message(
+            RecordDict(
+                {
+                    "arrays": ArrayRecord(after),
+                    "metrics": MetricRecord({"num-examples": 10 * (1 + int(context.node_config["partition-id"]))}),
+                }
+            ),
+            reply_to=message,
+        )
+
+    @app.evaluate()
+    def evaluate(message, context):
+        total = sum(w.abs().sum().item() for w in message.content["arrays"].to_torch_state_dict().values())
+        return Message(RecordDict({"metrics": MetricRecord({"num-examples": 1, "total": total})}), reply_to=message)
+
+    return app
+
+
+STATE = {
+    "layer.weight": torch.linspace(-1, 1, 600).view(20, 30),
+    "layer.bias": torch.zeros(20),
+    "seen": torch.tensor(3),
+}
+
+
+def play(strategy, app, rounds=1, **grid):
+    return strategy.start(Loopback(app, **grid), ArrayRecord(STATE), num_rounds=rounds)
+
+
+def test_without_compression_it_is_the_strategy_itself():
+    plain = play(FedAvg(), toy([]), 2).arrays.to_torch_state_dict()
+    ours = play(Compressed(FedAvg()), toy([compressed]), 2).arrays.to_torch_state_dict()
+    for name, x in plain.items():
+        torch.testing.assert_close(ours[name], x, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make", [FedAvg, lambda: FedAdam(eta=0.01), lambda: FedProx(proximal_mu=0.1)], ids=["FedAvg", "FedAdam", "FedProx"]
+)
+def test_built_in_strategies_work_as_they_are(make):
+    plain = play(make(), toy([]), 2).arrays.to_torch_state_dict()
+    ours = play(
+        Compressed(make(), down="cosine:8", up="cosine:8,clip=0"), toy([compressed]), 2
+    ).arrays.to_torch_state_dict()
+    moved = (plain["layer.weight"] - STATE["layer.weight"]).norm()
+    assert (ours["layer.weight"] - plain["layer.weight"]).norm() < 0.1 * moved
+    assert ours["layer.weight"].shape == (20, 30)
+
+
+def test_clients_see_what_the_down_link_leaves_and_the_server_keeps_its_exact_weights():
+    seen = []
+    result = play(Compressed(FedAvg(), down="cosine:2"), toy([compressed], seen))
+    assert len(seen[0]["layer.weight"].unique()) <= 4
+    assert torch.equal(seen[0]["seen"], STATE["seen"]), "counters travel exactly"
+    sizes = [10, 20, 30, 40]
+    steps = [0.1 * torch.randn(20, 30, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    expected = STATE["layer.weight"] - sum(n / 100 * step for n, step in zip(sizes, steps))
+    torch.testing.assert_close(result.arrays.to_torch_state_dict()["layer.weight"], expected, rtol=0, atol=1e-6)
+
+
+def test_bytes_are_those_of_the_frames_plus_a_stated_overhead():
+    metrics = play(Compressed(FedAvg(), down="cosine:8", up="cosine:2"), toy([compressed])).train_metrics_clientapp[1]
+    assert metrics["frame-bytes-down"] == 4 * wire.frame_bytes(STATE, 8)
+    assert metrics["frame-bytes-up"] == 4 * wire.frame_bytes(STATE, 2)
+    assert sorted(metrics["nodes"]) == [100, 101, 102, 103]
+    assert metrics["node-bytes-up"] == [metrics["bytes-up"] // 4] * 4
+    assert 0 < metrics["bytes-down"] - metrics["frame-bytes-down"] < 4 * 200
+    assert 0 < metrics["bytes-up"] - metrics["frame-bytes-up"] < 4 * 100
+    assert metrics["refused"] == 0
+
+
+def flip(number, reply):
+    if number == 2:
+        array = reply.content["arrays"][STYPE]
+        middle = len(array.data) // 2
+        array.data = array.data[:middle] + bytes([array.data[middle] ^ 1]) + array.data[middle + 1 :]
+    return reply
+
+
+def version(number, reply):
+    if number == 2:
+        array = reply.content["arrays"][STYPE]
+        array.data = array.data[:4] + bytes([99]) + array.data[5:]
+    return reply
+
+
+def plain(number, reply):
+    if number == 2:
+        reply.content["arrays"] = ArrayRecord(STATE)
+    return reply
+
+
+def other(number, reply):
+    if number == 2:
+        reply.content["arrays"][STYPE].data = wire.encode({"other": torch.zeros(3)}, None)
+    return reply
+
+
+def nan(number, reply):
+    if number == 2:
+        spoilt = {**STATE, "layer.bias": torch.full((20,), torch.nan)}
+        reply.content["arrays"][STYPE].data = wire.encode(spoilt, None)
+    return reply
+
+
+@pytest.mark.parametrize(("spoil", "words"), [
+    (flip, "checksum"), (version, "version 99"), (plain, "lacks mods"), (other, "other tensors"), (nan, "infinite or NaN"),
+])  # fmt: skip
+def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(spoil, words, caplog):
+    result = play(Compressed(FedAvg(), up="none"), toy([compressed]), spoil=spoil)
+    assert result.train_metrics_clientapp[1]["refused"] == 1
+    assert "round 1: the update of node 102 is refused" in caplog.text
+    assert words in caplog.text
+    sizes = {0: 10, 1: 20, 3: 40}
+    steps = {i: 0.1 * torch.randn(20, 30, generator=torch.Generator().manual_seed(i)) for i in sizes}
+    expected = STATE["layer.weight"] - sum(n / 70 * steps[i] for i, n in sizes.items())
+    torch.testing.assert_close(result.arrays.to_torch_state_dict()["layer.weight"], expected, rtol=0, atol=1e-6)
+
+
+def test_a_round_of_bad_updates_only_is_an_error():
+    with pytest.raises(RuntimeError, match="all 4 updates were refused"):
+        play(Compressed(FedAvg()), toy([compressed]), spoil=lambda number, reply: plain(2, reply))
+
+
+def test_a_node_that_fails_is_left_out():
+    def fail(number, reply):
+        return Message(Error(code=0, reason="gone"), reply_to=reply) if number == 0 else reply
+
+    metrics = play(Compressed(FedAvg(), up="cosine:2"), toy([compressed]), spoil=fail).train_metrics_clientapp[1]
+    assert metrics["refused"] == 0
+    assert metrics["node-bytes-up"].count(0) == 1
+
+
+def test_error_feedback_stays_in_the_node_s_state():
+    """A constant update through one sign bit: with memory the sum of what arrives follows the sum of what was sent."""
+    app = toy([compressed])
+    total = {}
+    for feedback in (False, True):
+        result = play(Compressed(FedAvg(), up="sign", up_feedback=feedback), app, 40, nodes=2)
+        moved = STATE["layer.weight"] - result.arrays.to_torch_state_dict()["layer.weight"]
+        steps = [0.1 * torch.randn(20, 30, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+        exact = 40 * (steps[0] / 3 + 2 * steps[1] / 3)
+        total[feedback] = ((moved - exact).norm() / exact.norm()).item()
+    assert total[True] < 0.3 * total[False]
+
+
+def test_an_app_with_the_mod_runs_under_a_plain_strategy():
+    ours, theirs = (play(FedAvg(), toy(mods), 1).arrays.to_torch_state_dict() for mods in ([compressed], []))
+    torch.testing.assert_close(ours["layer.weight"], theirs["layer.weight"], rtol=0, atol=1e-6)
+
+
+def test_evaluation_gets_the_compressed_model():
+    result = play(Compressed(FedAvg(), down="cosine:2"), toy([compressed]))
+    assert result.evaluate_metrics_clientapp[1]["total"] > 0
+
+
+def test_bad_links_are_refused_at_once():
+    with pytest.raises(ValueError, match="unknown quantizer 'cosin'"):
+        Compressed(FedAvg(), up="cosin:2")
+    with pytest.raises(ValueError, match="does not go with a mask"):
+        Compressed(FedAvg(), up="cosine:2,mask=0.1", up_feedback=True)
+
+
+@pytest.fixture(scope="module")
+def example():
+    sys.path.insert(0, "examples/flower_cifar10")
+    from flower_cifar10 import client_app
+
+    yield client_app.app
+    sys.path.pop(0)
+
+
+def both_ways(example, lr, **links):
+    """The engine's rounds and the weights after each round on Flower, three rounds of four clients."""
+    config = FedConfig(data="embedded", rounds=3, clients=4, clients_per_round=4, batch_size=25, lr=lr, **links)
+    settings = {"data": "embedded", "clients": 4, "seed": 0, "epochs": 1, "batch-size": 25, "lr": lr}
+    states = []
+
+    def keep(number, arrays):
+        states.append(arrays.to_torch_state_dict())
+        return MetricRecord({})
+
+    strategy = Compressed(FedAvg(fraction_evaluate=0.0), **links)
+    start = {"initial_arrays": ArrayRecord(initial_weights(cnn(), 0)), "train_config": ConfigRecord({"after": 0})}
+    result = strategy.start(Loopback(example, config=settings), num_rounds=3, evaluate_fn=keep, **start)
+    return config, states, result
+
+
+@pytest.mark.parametrize("links", [{}, {"down": "cosine:8", "up": "cosine:2"}], ids=["float32", "compressed"])
+def test_every_round_is_the_engine_s_round(example, links):
+    """From the same weights. (Training enlarges a difference of the last bit: over several rounds see below.)"""
+    config, states, result = both_ways(example, 0.1, **links)
+    for number in range(3):
+        ours = next(rounds(config, load_data("cifar10", "embedded"), Progress(states[number], number)))
+        for name, w in ours.progress.weights.items():
+            torch.testing.assert_close(states[number + 1][name], w, rtol=0, atol=1e-6)
+        metrics = result.train_metrics_clientapp[number + 1]
+        assert metrics["frame-bytes-up"] == ours.record["bytes_up"]
+        assert metrics["frame-bytes-down"] == ours.record["bytes_down"]
+        assert metrics["loss"] == pytest.approx(ours.record["loss"], rel=1e-5)
+
+
+def test_three_rounds_end_at_the_same_weights(example):
+    config, states, _ = both_ways(example, 0.02)
+    *_, last = rounds(config, load_data("cifar10", "embedded"))
+    for name, w in last.progress.weights.items():
+        torch.testing.assert_close(states[3][name], w, rtol=0, atol=1e-4)
+
+
+def test_the_package_does_not_need_flower_and_the_module_says_what_to_install():
+    code = (
+        "import sys; sys.modules['flwr'] = None; import cosquant_lite\n"
+        "try:\n    import cosquant_lite.flower\nexcept ImportError as error:\n    print(error)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert 'pip install "cosquant-lite[flower]"' in printed
