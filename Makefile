@@ -21,7 +21,7 @@ env: $(READY)    ## set up .venv with the package and all it needs
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.12 env")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --upgrade pip
-	.venv/bin/python -m pip install --quiet --editable ".[test]"
+	.venv/bin/python -m pip install --quiet --editable ".[flower,test]"
 	@touch $@
 
 figures: env     ## execute every notebook, write all figures and build/report.html

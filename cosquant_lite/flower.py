@@ -12,7 +12,7 @@ Needs `pip install "cosquant-lite[flower]"`.
 """
 
 from collections.abc import Iterable
-from logging import WARNING
+from logging import INFO, WARNING
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class Compressed(Strategy):
 
     Adds to the training metrics, for messages of this round: nodes, their ids; frame-bytes-down and -up, the frames;
     bytes-down and bytes-up, all records as Flower counts them; node-bytes-up, of each node; refused, how many updates
-    were damaged. RuntimeError if all of them were.
+    were damaged; ratio, how many times larger the messages would have been as they were. RuntimeError if all of them were.
     """
 
     def __init__(self, strategy: Strategy, down="none", up="none", up_feedback=False, seed=0, after=0):
@@ -52,10 +52,12 @@ class Compressed(Strategy):
         self.feedback, self.seed, self.after = up_feedback, seed, after
         self._sent: dict[str, State] = {}
         self._metrics: dict = {}
+        self._plain = 0  # bytes that this round would have had without compression
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid):
         """The messages of the strategy inside, with frames instead of weights."""
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        self._plain = sum(_bytes(message) for message in messages)
         self._compress(messages, server_round, "down")
         nodes = [message.metadata.dst_node_id for message in messages]
         self._metrics = {
@@ -74,6 +76,7 @@ class Compressed(Strategy):
                 frames, sizes[node] = frames + _frame_bytes(reply), _bytes(reply)
                 try:
                     self._restore(reply)
+                    self._plain += _bytes(reply)
                 except ValueError as error:  # WireError is one
                     refused += 1
                     log(WARNING, "round %d: the update of node %d is refused: %s", server_round, node, error)
@@ -88,6 +91,9 @@ class Compressed(Strategy):
             "node-bytes-up": [sizes.get(node, 0) for node in self._metrics["nodes"]],
             "refused": refused,
         }
+        cost = self._metrics["bytes-down"] + self._metrics["bytes-up"]
+        self._metrics["ratio"] = self._plain / max(cost, 1)
+        log(INFO, "round %d: %s bytes, %.2f times smaller", server_round, f"{cost:,}", self._metrics["ratio"])
         return arrays, MetricRecord({**(metrics or {}), **self._metrics})
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid):

@@ -9,6 +9,7 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 RESULTS = "<!-- results: written by `make readme` -->", "<!-- end of results -->"
 SPEED = "<!-- speed: written by `make readme` -->", "<!-- end of speed -->"
 FEDERATED = "<!-- federated: written by `make readme` -->", "<!-- end of federated -->"
+BRATS = "<!-- brats: written by `make readme` -->", "<!-- end of brats -->"
 ROUND = "<!-- round: written by `make readme` -->", "<!-- end of round -->"
 SHOWN = ("cosine 1, clip 1 %", "cosine 2, clip 1 %", "cosine 4, clip 1 %", "cosine 4, no clip", "cosine 8, no clip",
                  "cosine 2, clip 1 %, deflate", "cosine 2, clip 1 %, ans", "torch definition 4, clip 1 %", "hivemind uniform 8",
@@ -55,7 +56,8 @@ def one_round() -> str:
 
 def with_tables(text: str) -> str:
     """README text with each table between its two markers replaced."""
-    tables = {RESULTS: table(), FEDERATED: reference.table(), SPEED: speed(), ROUND: one_round()}
+    tables = {RESULTS: table(), FEDERATED: reference.table(), BRATS: reference.brats_table()}
+    tables |= {SPEED: speed(), ROUND: one_round()}
     for (begin, end), content in tables.items():
         before, rest = text.split(begin)
         text = before + begin + "\n" + content + "\n" + end + rest.split(end)[1]

@@ -137,6 +137,9 @@ def test_bytes_are_those_of_the_frames_plus_a_stated_overhead():
     assert 0 < metrics["bytes-down"] - metrics["frame-bytes-down"] < 4 * 200
     assert 0 < metrics["bytes-up"] - metrics["frame-bytes-up"] < 4 * 100
     assert metrics["refused"] == 0
+    state = ArrayRecord(STATE)
+    plain = 4 * 2 * state.count_bytes()
+    assert metrics["ratio"] == pytest.approx(plain / (metrics["bytes-down"] + metrics["bytes-up"]), rel=0.05)
 
 
 def flip(number, reply):

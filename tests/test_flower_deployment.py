@@ -1,0 +1,118 @@
+"""The example app on real processes: a SuperLink and three SuperNodes on loopback, with TLS and registered keys.
+
+One deployment for all tests, which run in this order. Nothing here depends on how long a step takes, only on limits.
+"""
+
+import re
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("flwr", reason='Flower is not installed: pip install "cosquant-lite[flower]"')
+from cosquant_lite.datasets import load_data
+from cosquant_lite.federated import FedConfig, rounds
+from cosquant_lite.loopback import deployment
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "flower_cifar10"
+ROUND = re.compile(r"round (\d+): accuracy [\d.]+%, loss [\d.]+, bytes down ([\d,]+), up ([\d,]+), refused (\d+)")
+
+SPOIL = '''
+def spoil(message, context, call_next):
+    """Partition 1 speaks another version of the format, partition 2 damages a byte."""
+    reply = call_next(message, context)
+    array, client = reply.content["arrays"]["cosquant.frame"], int(context.node_config["partition-id"])
+    data = bytearray(array.data)
+    if client == 1:
+        data[4] = 99
+    if client == 2:
+        data[len(data) // 2] ^= 1
+    array.data = bytes(data)
+    return reply
+
+
+app = ClientApp(mods=[spoil, compressed])
+'''
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    with deployment(tmp_path_factory.mktemp("flower"), nodes=3) as started:
+        yield started
+
+
+def changed_app(folder, old, new):
+    """A copy of the example with one change in its client."""
+    app = Path(shutil.copytree(EXAMPLE, folder / "app"))
+    file = app / "flower_cifar10" / "client_app.py"
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
+    return app
+
+
+def results(log):
+    return [tuple(int(word.replace(",", "")) for word in line) for line in ROUND.findall(log)]
+
+
+def test_damaged_and_foreign_frames_are_refused_by_name_and_the_round_goes_on(running, tmp_path):
+    app = changed_app(tmp_path, "app = ClientApp(mods=[compressed])\n", SPOIL)
+    log = running.run(app, nodes=3, clients=3, rounds=1)
+    [(number, down, up, refused)] = results(log)
+    assert (number, refused) == (1, 2)
+    assert re.search(r"update of node \d+ is refused: .*version 99", log)
+    assert re.search(r"update of node \d+ is refused: .*checksum", log)
+    assert 3 * 122_867 < down < 3 * 123_200
+    assert 3 * 30_938 < up < 3 * 31_100
+
+
+def test_the_server_goes_on_from_its_last_checkpoint_after_a_kill(running, tmp_path):
+    settings = {"nodes": 3, "clients": 3, "checkpoint": str(tmp_path / "kept")}
+    first = results(running.run(EXAMPLE, rounds=1, **settings))
+    running.kill(running.superlink)
+    running.start_superlink()
+    second = results(running.run(EXAMPLE, rounds=2, **settings))
+    assert [line[0] for line in first + second] == [1, 2]
+    assert sorted(file.name for file in (tmp_path / "kept").iterdir()) == ["round-00001.frame", "round-00002.frame"]
+
+
+def test_a_node_killed_in_the_middle_of_a_round_does_not_stop_the_others(running, tmp_path):
+    marker = tmp_path / "training"
+    app = changed_app(
+        tmp_path,
+        "    torch.set_num_threads(1)\n",
+        "    torch.set_num_threads(1)\n"
+        "    if context.node_config['partition-id'] == 2:\n"
+        f"        open({str(marker)!r}, 'w').close()\n"
+        "        __import__('time').sleep(300)\n",
+    )
+
+    def kill_when_it_trains():
+        deadline = time.monotonic() + 100
+        while not marker.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        running.kill(running.nodes[2])
+
+    killer = threading.Thread(target=kill_when_it_trains)
+    killer.start()
+    log = running.run(app, nodes=2, clients=3, rounds=1, timeout=30.0)
+    killer.join()
+    assert marker.exists(), "the node was in the middle of its round"
+    [(number, _, up, refused)] = results(log)
+    assert (number, refused) == (1, 0)
+    assert 2 * 30_938 < up < 2 * 31_100, "two of three updates"
+
+
+def test_the_simulation_engine_runs_the_same_app(tmp_path):
+    (tmp_path / "simulation").mkdir()
+    with deployment(tmp_path / "simulation", nodes=4, simulated=True) as engine:
+        log = engine.run(EXAMPLE, nodes=4, clients=4, rounds=2)
+    config = FedConfig(
+        data="embedded", rounds=1, clients=4, clients_per_round=4, batch_size=25, down="cosine:8", up="cosine:2"
+    )
+    ours = next(rounds(config, load_data("cifar10", "embedded"))).record
+    assert f"round 1: accuracy {ours['accuracy']:.2%}, loss {ours['loss']:.3f}" in log
+    assert [line[0] for line in results(log)] == [1, 2]
+    assert all(0 < line[2] - ours["bytes_up"] < 4 * 100 for line in results(log))
