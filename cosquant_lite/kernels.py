@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cosquant_lite import quantize
+from cosquant_lite import clipping, quantize
 from cosquant_lite.mask import take
 from cosquant_lite.packing import pack, packed_bytes, unpack
 from cosquant_lite.quantize import Cosine, ScalarQuantizer, Uniform
@@ -52,15 +52,21 @@ def quantize_packed(
         return quantized.floats, pack(quantized.codes, quantizer.bits)
     quantize.check_generator(quantizer.rounding, generator, x.device)
     flat = x.detach().float().contiguous().flatten()
-    found = statistics(flat, quantizer.clip)
+    clip = clipping.best(_magnitudes(flat), quantizer) if quantizer.clip == "auto" else quantizer.clip
+    found = statistics(flat, clip)
     if not math.isfinite(found[0]):
         quantize.check_tensor(x)  # raises, and says where the NaN or infinity is
     floats = quantizer.side_info(*found)
     kept = flat if keep is None else take(flat, keep)
     if quantizer.rounding == "nearest":
-        return floats, _nearest(kept.numpy(), quantizer, floats)
-    parts = [pack(quantizer.codes(part, floats, generator), quantizer.bits) for part in kept.split(CHUNK)]
-    return floats, torch.cat(parts)
+        packed = _nearest(kept.numpy(), quantizer, floats)
+    else:
+        parts = [pack(quantizer.codes(part, floats, generator), quantizer.bits) for part in kept.split(CHUNK)]
+        packed = torch.cat(parts)
+    if quantizer.scale == "norm":
+        return floats, packed
+    squared = found[0] ** 2 if keep is None else statistics(kept, 0)[0] ** 2
+    return quantizer.rescaled(floats, *_by_code(kept, packed, quantizer.bits), squared), packed
 
 
 def dequantize_packed(packed: Tensor, table: Tensor, bits: int, n: int) -> Tensor:
@@ -113,6 +119,26 @@ def statistics(x: Tensor, clip: float) -> tuple[float, float, float, float]:
     elif cut:
         largest = _kth_largest(bits, cut, sum(counts))
     return math.sqrt(squared), largest, low, high
+
+
+def _magnitudes(x: Tensor) -> Tensor:
+    """`clipping.counts` of a flat float32 tensor on the CPU."""
+    values, bits = x.numpy(), x.numpy().view(np.int32)
+    parts = _in_parts(lambda start, stop: _sums(values[start:stop], bits[start:stop], True)[3], len(x))
+    return torch.from_numpy(sum(parts))
+
+
+def _by_code(x: Tensor, packed: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """For each code the sum of the entries of x that have it, and how many they are."""
+    values, source, whole = x.numpy(), packed.numpy(), len(x) - len(x) % 8
+
+    def add(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        return _add_by_code(values[start:stop], source[start * bits // 8 :], bits)
+
+    sums, counts = zip(*_in_parts(add, whole))
+    rest = unpack(packed[whole * bits // 8 :], bits, len(x) - whole).numpy()
+    last = np.bincount(rest, values[whole:], 2**bits), np.bincount(rest, minlength=2**bits)
+    return torch.from_numpy(np.concatenate(sums).sum(0) + last[0]), torch.from_numpy(sum(counts) + last[1])
 
 
 def borders(quantizer: Cosine | Uniform, floats: tuple[float, float]) -> np.ndarray:
@@ -318,3 +344,21 @@ def _look_up(packed, bits, values, out):
         for i in range(8):
             out[to] = values[word >> shift * np.uint64(7 - i) & mask]
             to += np.uint64(1)
+
+
+@_kernel
+def _add_by_code(values, packed, bits):
+    """Sums of the values of each code, a chunk each, and counts; the number of values is a multiple of 8."""
+    sums = np.zeros(((len(values) + CHUNK - 1) // CHUNK, 2**bits))
+    counts = np.zeros(2**bits, np.int64)
+    mask, shift, at = np.uint64(2**bits - 1), np.uint64(bits), np.uint64(0)
+    for eight in range(0, len(values), 8):
+        word = np.uint64(0)
+        for _ in range(bits):
+            word = word << np.uint64(8) | np.uint64(packed[at])
+            at += np.uint64(1)
+        for i in range(8):
+            code = word >> shift * np.uint64(7 - i) & mask
+            sums[eight // CHUNK, code] += np.float64(values[eight + i])
+            counts[code] += 1
+    return sums, counts

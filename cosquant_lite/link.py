@@ -98,7 +98,7 @@ def _setting(text: str, setting: str, allowed: list[str]) -> tuple[str, str | fl
         raise ValueError(
             f"link {text!r}: unknown option {setting!r}; allowed: {', '.join(f'{k}=...' for k in allowed)}"
         )
-    if key not in ("clip", "mask"):
+    if key not in ("clip", "mask") or value == "auto":
         return key, value
     try:
         return key, float(value)

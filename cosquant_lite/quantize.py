@@ -1,8 +1,8 @@
 """Scalar quantizers: a tensor in, small integer codes and two floats out, and back.
 
 This file is the definition and is written to be read. The arithmetic is float64 whatever the input, so that a code is the formula's code and not float32's opinion of it.
-The two transmitted floats are rounded to float32 *before* the codes are computed, so that encoder and decoder use
-the same numbers.
+The two floats are rounded to float32 *before* the codes are computed, so that encoder and decoder use the same numbers;
+with scale="mse" or "unbiased" what is transmitted is then the same levels times a factor that depends on the codes.
 
 Names used all over the project: x, codes, x_hat, bits, levels, norm, bound, theta.
 """
@@ -16,8 +16,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from cosquant_lite import clipping
+
 ROUNDINGS = ("nearest", "stochastic")
 RANGES = ("symmetric", "minmax")
+SCALES = ("norm", "mse", "unbiased")
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
@@ -27,7 +30,8 @@ class Quantized:
 
     codes: uint8, the shape of x, values 0 .. 2**bits - 1.
     floats: the transmitted side information, each exactly a float32.
-        scheme "cosine": (norm, bound), the l2 norm and the smallest angle in radians. "uniform": (low, high).
+        scheme "cosine": (norm, bound), the l2 norm (or what `scale` makes of it) and the smallest angle in radians.
+        "uniform": (low, high).
     """
 
     codes: Tensor
@@ -37,7 +41,7 @@ class Quantized:
 
     @property
     def norm(self) -> float:
-        """The l2 norm of x; AttributeError if the scheme transmits none."""
+        """The l2 norm of x, or what `scale` makes of it; AttributeError if the scheme transmits none."""
         if self.scheme != "cosine":
             raise AttributeError(f"{self.scheme} transmits (low, high) in .floats, no norm")
         return self.floats[0]
@@ -51,6 +55,8 @@ class Quantized:
 class ScalarQuantizer:
     """What the quantizers share. Each one adds its three formulas: side_info (or floats), position and value."""
 
+    scale = "norm"
+
     def quantize(self, x: Tensor, generator: torch.Generator | None = None, *, keep: Tensor | None = None) -> Quantized:
         """Codes of x and the transmitted floats.
 
@@ -63,14 +69,33 @@ class ScalarQuantizer:
         check_tensor(x)
         check_generator(self.rounding, generator, x.device)
         x = x.detach().double().contiguous()
-        floats = self.floats(x)
-        return Quantized(
-            self.codes(x if keep is None else x.flatten()[keep], floats, generator), self.bits, floats, self.scheme
-        )
+        floats, sent = self.floats(x), x if keep is None else x.flatten()[keep]
+        codes = self.codes(sent, floats, generator)
+        if self.scale in ("mse", "unbiased"):
+            index = codes.flatten().int()
+            sums = torch.bincount(index, sent.flatten(), self.levels), torch.bincount(index, minlength=self.levels)
+            floats = self.rescaled(floats, *sums, total(sent.square()).item())
+        return Quantized(codes, self.bits, floats, self.scheme)
 
     def floats(self, x: Tensor) -> tuple[float, float]:
         """The transmitted floats of a float64 tensor, each exactly a float32."""
-        return self.side_info(*statistics(x, self.clip))
+        clip = clipping.best(clipping.counts(x), self) if self.clip == "auto" else self.clip
+        return self.side_info(*statistics(x, clip))
+
+    def rescaled(
+        self, floats: tuple[float, float], sums: Tensor, counts: Tensor, squared: float
+    ) -> tuple[float, float]:
+        """The floats with all levels c of this message times a factor that fits them to x.
+
+        scale "mse": <x, c> / |c|^2, the factor of the smallest error. "unbiased": |x|^2 / <x, c>, so that what arrives
+        is as long as x in the direction of x. Both depend on the codes only through, for each code, the sum of the x and
+        the count. squared: |x|^2.
+        """
+        levels = self.value(torch.arange(self.levels, dtype=torch.float64, device="cpu"), floats)
+        along, length = float(levels @ sums.cpu().double()), float(levels.square() @ counts.cpu().double())
+        if along <= 0 or length <= 0:  # nothing but zeros
+            return floats
+        return self.times(floats, along / length if self.scale == "mse" else squared / along)
 
     def codes(self, x: Tensor, floats: tuple[float, float], generator: torch.Generator | None = None) -> Tensor:
         """uint8 codes of x, its shape, for transmitted floats that are already known."""
@@ -120,7 +145,11 @@ class Cosine(ScalarQuantizer):
         next largest one, so a tensor with clip * n < 1 is not clipped, and one with fewer non-zero entries than that
         decodes to zeros. 0 turns it off; 0.01 is the authors' default. The bound is a float32 near pi/2 when what
         the clip leaves is tiny beside the norm: below 1e-5 of it values get coarse, below 1e-7 they decode to zeros.
+        "auto": the clip of the smallest error, for each tensor (`clipping.best`).
     rounding: "nearest" (the authors' default), or "stochastic", which is unbiased in the angle, not in the value.
+    scale: "norm" is the paper. "mse" and "unbiased" transmit another float in place of the norm, see
+        `ScalarQuantizer.rescaled`; the receiver does not know the difference. "unbiased" is EDEN's scale (Vargaftik et
+        al., ICML 2022); its mean over random rotations is x.
     An exact zero lies half-way between two levels; with nearest rounding all zeros go to the same one of the two.
     Transmitted: (norm, bound). Source of the formulas: the authors' published routine in ProgFed (ICML 2022).
     """
@@ -128,6 +157,7 @@ class Cosine(ScalarQuantizer):
     bits: int = 2
     clip: float = 0.01
     rounding: str = "nearest"
+    scale: str = "norm"
     scheme: ClassVar[str] = "cosine"
 
     def __post_init__(self):
@@ -156,6 +186,10 @@ class Cosine(ScalarQuantizer):
             return torch.zeros_like(u)
         return norm * torch.cos(bound + u * (width / (self.levels - 1)))
 
+    def times(self, floats: tuple[float, float], factor: float) -> tuple[float, float]:
+        """The floats of levels that are `factor` times as large."""
+        return as_float32(floats[0] * factor, "norm"), floats[1]
+
 
 @dataclass(frozen=True)
 class Uniform(ScalarQuantizer):
@@ -165,10 +199,10 @@ class Uniform(ScalarQuantizer):
         codes = round(u), or floor(u) + Bernoulli(u - floor(u))
         x_hat = low + codes * (high - low) / (levels - 1)
 
-    bits, clip, rounding: as in `Cosine`; the clip cuts the same entries, those of largest magnitude. Without clip,
+    bits, clip, rounding, scale: as in `Cosine`; the clip cuts the same entries, those of largest magnitude. Without clip,
         stochastic rounding is unbiased.
     range: "symmetric" is [-m, m] with m the largest magnitude after the clip: what `Cosine` turns into where its
-        curve vanishes. "minmax" is [min, max] after the clip.
+        curve vanishes. "minmax" is [min, max] after the clip; it has neither clip "auto" nor another scale.
     Transmitted: (low, high).
     """
 
@@ -176,11 +210,16 @@ class Uniform(ScalarQuantizer):
     clip: float = 0.01
     rounding: str = "nearest"
     range: str = "symmetric"
+    scale: str = "norm"
     scheme: ClassVar[str] = "uniform"
 
     def __post_init__(self):
         _check_options(self)
         check_choice("range", self.range, RANGES)
+        if self.range == "minmax" and (self.clip == "auto" or self.scale != "norm"):
+            raise ValueError(
+                "range='minmax' goes neither with clip='auto' nor with another scale: its levels have no centre"
+            )
 
     def side_info(self, norm: float, largest: float, low: float, high: float) -> tuple[float, float]:
         """(low, high) from the `statistics` of a tensor."""
@@ -200,6 +239,10 @@ class Uniform(ScalarQuantizer):
         """The value at u, float64; the receiver evaluates it at the whole codes."""
         low, high = floats
         return low + u * ((high - low) / (self.levels - 1))
+
+    def times(self, floats: tuple[float, float], factor: float) -> tuple[float, float]:
+        """The floats of levels that are `factor` times as large."""
+        return as_float32(floats[0] * factor, "low"), as_float32(floats[1] * factor, "high")
 
 
 def statistics(x: Tensor, clip: float) -> tuple[float, float, float, float]:
@@ -261,10 +304,11 @@ def _check_options(quantizer: Cosine | Uniform) -> None:
     bits, clip = quantizer.bits, quantizer.clip
     if isinstance(bits, bool) or not hasattr(bits, "__index__") or not 1 <= operator.index(bits) <= 8:
         raise ValueError(f"bits must be a whole number from 1 to 8, got {bits!r}")
-    if isinstance(clip, bool) or not isinstance(clip, numbers.Real) or not 0 <= clip < 0.5:
-        raise ValueError(f"clip must be a number in [0, 0.5), got {clip!r}")
+    if clip != "auto" and (isinstance(clip, bool) or not isinstance(clip, numbers.Real) or not 0 <= clip < 0.5):
+        raise ValueError(f"clip must be a number in [0, 0.5), or 'auto', got {clip!r}")
     object.__setattr__(quantizer, "bits", operator.index(bits))
-    object.__setattr__(quantizer, "clip", float(clip))
+    object.__setattr__(quantizer, "clip", clip if clip == "auto" else float(clip))
+    check_choice("scale", quantizer.scale, SCALES)
     check_choice("rounding", quantizer.rounding, ROUNDINGS)
 
 

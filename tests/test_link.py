@@ -38,7 +38,7 @@ def test_link_strings(text, expected):
         ("cosine:9", "bits must be a whole number from 1 to 8, got 9"),
         (
             "cosine:2,clp=0.1",
-            "unknown option 'clp=0.1'; allowed: clip=..., rounding=..., mask=..., entropy=..., rotate=...",
+            "unknown option 'clp=0.1'; allowed: clip=..., rounding=..., scale=..., mask=..., entropy=..., rotate=...",
         ),
         ("none:2", "'none' takes no bits"),
         ("sign:1", "'sign' takes no bits"),
