@@ -17,9 +17,8 @@ from logging import INFO, WARNING
 import torch
 from torch import Tensor
 
-from cosquant_lite import wire
 from cosquant_lite.federated import generator
-from cosquant_lite.link import COMMON, Link, parse_link
+from cosquant_lite.link import Link, decode, encode, parse_link
 
 try:
     from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
@@ -133,8 +132,8 @@ class Compressed(Strategy):
                 continue
             if not _is_frame(record):
                 raise ValueError(f"{key!r} is not a frame: the client app lacks mods=[compressed]")
-            limit = sum(x.nbytes + 1024 for x in exact.values())  # decode counts 1,024 bytes for each tensor
-            update = wire.decode(record[STYPE].data, limit=limit)
+            limit = 2 * sum(x.nbytes + 1024 for x in exact.values())  # 1,024 count for each tensor; top=K sends two
+            update = decode(record[STYPE].data, limit=limit)
             shapes = [(name, x.shape) for name, x in exact.items()]
             if [(name, x.shape) for name, x in update.items()] != shapes:
                 raise ValueError(f"{key!r} holds other tensors than were sent")
@@ -149,7 +148,7 @@ def compressed(message: Message, context: Context, call_next: ClientAppCallable)
         return call_next(message, context)
     content, settings = message.content, message.content[SETTINGS]
     frames = {key: record[STYPE].data for key, record in content.array_records.items() if _is_frame(record)}
-    received = {key: wire.decode(frame) for key, frame in frames.items()}
+    received = {key: decode(frame) for key, frame in frames.items()}
     plain = {key: record for key, record in content.items() if key != SETTINGS}
     message.content = RecordDict({**plain, **{key: _record(state) for key, state in received.items()}})
     training = message.metadata.message_type.startswith(MessageType.TRAIN)
@@ -172,13 +171,13 @@ def _uplink(update: State, key: str, settings: ConfigRecord, coins: torch.Genera
     lost = _state(context.state[memory]) if memory in context.state else {}
     wanted = {name: x + lost[name] if name in lost else x for name, x in update.items()}
     record = _frame(wanted, link, coins)
-    arrived = wire.decode(record[STYPE].data)
+    arrived = decode(record[STYPE].data)
     context.state[memory] = _record({name: x - arrived[name] for name, x in wanted.items() if x.is_floating_point()})
     return record
 
 
 def _frame(state: State, link: Link, coins: torch.Generator) -> ArrayRecord:
-    blob = wire.encode(state, link.quantizer, generator=coins, **{name: getattr(link, name) for name in COMMON})
+    blob = encode(state, link, coins)
     return ArrayRecord({STYPE: Array(dtype="uint8", shape=(len(blob),), stype=STYPE, data=blob)})
 
 

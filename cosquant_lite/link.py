@@ -1,23 +1,26 @@
 """One direction of the traffic, down or up: tensors -> (mask) -> quantize -> bytes -> tensors.
 
 A link is written as a short string: `none` (float32), `cosine:2`, `cosine:2,clip=0.01,rounding=stochastic`,
-`uniform:4,range=minmax`, `sign`, each also with `mask=0.05` (the share of entries that travel) or `rotate=hadamard`, and
-`entropy=deflate` (or ans, auto). Every message becomes a real byte string, and its length is the cost.
+`uniform:4,range=minmax`, `sign`, `qsgd:2` and the others of `codebook.py`, each also with `mask=0.05` (the share of
+entries that travel), `top=0.01` (the share of largest ones) or `rotate=hadamard`, and `entropy=deflate` (or ans, auto). Every message becomes a real byte string, and its length is the cost.
 """
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cosquant_lite import wire
+from cosquant_lite import sparse, wire
+from cosquant_lite.codebook import NUQSGD, QSGD, Eden, LloydMax, TernGrad
 from cosquant_lite.comparators import Sign
 from cosquant_lite.quantize import Cosine, ScalarQuantizer, Uniform
 
-BY_NAME = {"none": None, "cosine": Cosine, "uniform": Uniform, "sign": Sign}
-COMMON = ("mask", "entropy", "rotate")  # options of every link
+BY_NAME = {"none": None, "cosine": Cosine, "uniform": Uniform, "sign": Sign, "qsgd": QSGD, "nuqsgd": NUQSGD,
+           "terngrad": TernGrad, "lloyd": LloydMax, "eden": Eden}  # fmt: skip
+COMMON = ("mask", "entropy", "rotate", "top")  # options of every link
 EXAMPLES = "'none', 'cosine:2', 'cosine:2,clip=0.01,rounding=stochastic', 'uniform:4,range=minmax', 'cosine:2,mask=0.05,entropy=ans', 'sign'"
 
 
@@ -29,9 +32,16 @@ class Link:
     mask: float = 1.0
     entropy: str = "none"
     rotate: str = "none"
+    top: float = 1.0
 
     def __post_init__(self):
         wire.check_options(self.quantizer, self.entropy, self.mask, self.rotate)
+        if isinstance(self.top, bool) or not isinstance(self.top, numbers.Real) or not 0 < self.top <= 1:
+            raise ValueError(f"top must be a number in (0, 1], the share of entries that travel, got {self.top!r}")
+        if self.top < 1 and (self.mask < 1 or self.entropy == "none"):
+            raise ValueError(
+                "top goes without a mask, and with entropy=ans, deflate or auto: positions cost a byte each"
+            )
 
 
 def parse_link(text: str) -> Link:
@@ -69,13 +79,31 @@ class Delivery:
     header: int
 
 
+def encode(state: Mapping[str, Tensor], link: Link, generator: torch.Generator | None = None) -> bytes:
+    """The frame of one message. generator: for stochastic rounding, masks and rotations."""
+    sent = sparse.keep_largest(state, link.top) if link.top < 1 else state
+    how = {"entropy": link.entropy, "mask": link.mask, "rotate": link.rotate}
+    return wire.encode(sent, link.quantizer, generator=generator, **how)
+
+
+def decode(blob: bytes, limit: float = wire.LIMIT) -> dict[str, Tensor]:
+    """The tensors of a frame of any link. limit: as in `wire.decode`. WireError on any damage."""
+    return _dense(wire.decode(blob, limit=limit))
+
+
 def send(state: Mapping[str, Tensor], link: Link, generator: torch.Generator | None = None) -> Delivery:
-    """Encode, count, decode: one message over the link. generator: for stochastic rounding, masks and rotations."""
-    options = {name: getattr(link, name) for name in COMMON}
-    blob = wire.encode(state, link.quantizer, generator=generator, **options)
+    """Encode, count, decode: one message over the link."""
+    blob = encode(state, link, generator)
     frame = wire.inspect(blob)
     codes = sum(len(part.payload) for part in frame.parts)
-    return Delivery(wire.unframe(frame), len(blob), len(blob) - codes)
+    return Delivery(_dense(wire.unframe(frame)), len(blob), len(blob) - codes)
+
+
+def _dense(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    try:
+        return sparse.spread_out(state)
+    except ValueError as error:
+        raise wire.WireError(str(error)) from None
 
 
 def send_with_memory(
@@ -98,7 +126,7 @@ def _setting(text: str, setting: str, allowed: list[str]) -> tuple[str, str | fl
         raise ValueError(
             f"link {text!r}: unknown option {setting!r}; allowed: {', '.join(f'{k}=...' for k in allowed)}"
         )
-    if key not in ("clip", "mask") or value == "auto":
+    if key not in ("clip", "mask", "top") or value == "auto":
         return key, value
     try:
         return key, float(value)

@@ -13,9 +13,9 @@ on all bytes but the last) of at most 9 bytes.
     then per tensor
       name     number of bytes, then that many bytes of UTF-8
       dtype    u8       index into DTYPES: what the tensor is, and becomes again
-      scheme   u8       0 raw, 1 cosine, 2 uniform
+      scheme   u8       0 raw, 1 cosine, 2 uniform, 3 table
       bits     u8       only if not raw: 1 to 8
-      floats   2 f32    only if not raw: (norm, bound) or (low, high)
+      floats   f32      only if not raw, two: (norm, bound) or (low, high); of a table 2**bits, what each code stands for
       stage    u8       the lossless stage: 0 none, 1 deflate, 2 ans; cosquant_lite/entropy.py says how to undo it
       ndim     u8, then that many numbers: the shape
       payload  number of bytes, then that many bytes. Without their lossless stage, raw: the values of the entries
@@ -24,17 +24,17 @@ on all bytes but the last) of at most 9 bytes.
     checksum   u64      XXH3-64 of everything before it
 
 What a code c of scheme 1 or 2 stands for, with L = 2**bits, in float64 arithmetic: cosine: norm cos(bound + c (pi - 2
-bound) / (L - 1)), and 0 if norm = 0 or bound >= pi / 2. uniform: low + c (high - low) / (L - 1). In a masked frame it
+bound) / (L - 1)), and 0 if norm = 0 or bound >= pi / 2. uniform: low + c (high - low) / (L - 1). table: float c. In a masked frame it
 is divided by p; then it is rounded to float32, and then to the tensor's dtype. Raw values of floating-point tensors in
 a masked frame are divided by p in float64 and rounded to their dtype. Entries that do not travel are 0; tensors that
-are not floating-point are never masked. In a rotated frame the values of scheme 1 and 2, rounded to float32, are the
+are not floating-point are never masked. In a rotated frame the values of scheme 1 to 3, rounded to float32, are the
 rotated ones: the rotation is undone, and what that gives is rounded to the tensor's dtype.
 
 A decoder refuses what no encoder writes: a number with a needless last byte 0, fill bits that are not 0, two tensors of
 one name, a shape whose product, zeros left out, is 2**48 or more, floats or values that are not finite.
 
 A frame costs at most 19 bytes, 35 with a mask, 27 with a rotation, and per tensor 15 bytes, one for each 7 bits of a dimension, of the
-payload's length and of the name's length, and the name. There is no pickle in it, and the same tensors and generator
+payload's length and of the name's length, and the name; a table costs 4 L - 8 bytes more. There is no pickle in it, and the same tensors and generator
 state give the same bytes. Test vector (tests/test_wire.py decodes it): {"w": float32 [1, -2, 3, 0.5], "n": int64 7},
 Cosine(bits=2, clip=0), is
 
@@ -55,13 +55,14 @@ from torch import Tensor
 
 from cosquant_lite import entropy as lossless
 from cosquant_lite import kernels, rotation
+from cosquant_lite.codebook import Codebook
 from cosquant_lite.mask import Mask, spread, take
 from cosquant_lite.packing import packed_bytes
 from cosquant_lite.quantize import Cosine, ScalarQuantizer, Uniform, check_choice, check_tensor
 
 MAGIC, VERSION = b"CQLT", 2
-SCHEMES = ("raw", "cosine", "uniform")  # a frame stores the index
-QUANTIZERS = {"cosine": Cosine, "uniform": Uniform}
+SCHEMES = ("raw", "cosine", "uniform", "table")  # a frame stores the index
+QUANTIZERS = {"cosine": Cosine, "uniform": Uniform, "table": Codebook}
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool,
           torch.bfloat16, torch.int16, torch.int8]  # fmt: skip
 LIMIT = 2**30  # bytes of tensors that `decode` makes unless told otherwise
@@ -216,12 +217,18 @@ def inspect(blob: bytes, *, limit: float = math.inf) -> Frame:
 
 
 def frame_bytes(
-    state: Mapping[str, Tensor], bits: int | None, *, mask: Mask | None = None, rotated: bool = False
+    state: Mapping[str, Tensor],
+    bits: int | None,
+    *,
+    mask: Mask | None = None,
+    rotated: bool = False,
+    table: bool = False,
 ) -> int:
     """The length of `encode(state, ...)` without a lossless stage, by formula.
 
-    bits: of each entry of float tensors, None for as they are. mask, rotated: as in the frame.
+    bits: of each entry of float tensors, None for as they are. mask, rotated: as in the frame. table: of a codebook.
     """
+    side = 1 + 4 * (2**bits if table else 2) if bits is not None else 0
     total = 6 + (16 if mask else 8 if rotated else 0) + len(_number(len(state))) + 8
     for index, (name, x) in enumerate(state.items()):
         floating = x.is_floating_point()
@@ -229,7 +236,7 @@ def frame_bytes(
         quantized = floating and bits is not None
         payload = packed_bytes(n, bits) if quantized else n * x.element_size()
         numbers = sum(len(_number(value)) for value in (len(name.encode()), *x.shape, payload))
-        total += len(name.encode()) + 4 + (9 if quantized else 0) + numbers + payload
+        total += len(name.encode()) + 4 + (side if quantized else 0) + numbers + payload
     return total
 
 
@@ -270,7 +277,7 @@ def _encode_tensor(
                 kernels.dequantize_packed(packed, table.float(), quantizer.bits, x.numel()), turn, index, x.dtype
             )
         bits, n = quantizer.bits, x.numel() if keep is None else int(np.count_nonzero(keep.cpu().numpy()))
-        how = struct.pack("<BB2f", SCHEMES.index(quantizer.scheme), bits, *floats)
+        how = struct.pack(f"<BB{len(floats)}f", SCHEMES.index(quantizer.scheme), bits, *floats)
     else:
         sent = x.flatten() if keep is None else take(x, keep)
         if keep is not None:
@@ -405,9 +412,12 @@ def _read_part(read: "_Reader") -> Part:
         raise WireError(f"tensor {name!r}: unknown dtype {dtype}, this version knows 0 to {len(DTYPES) - 1}")
     if scheme >= len(SCHEMES) or (scheme and not DTYPES[dtype].is_floating_point):
         raise WireError(f"tensor {name!r}: unknown scheme {scheme} for {DTYPES[dtype]}")
-    bits, *floats = read.fields("B2f") if scheme else (8,)
-    if not 1 <= bits <= 8 or not all(map(math.isfinite, floats)):
-        raise WireError(f"tensor {name!r}: {bits} bits and the floats {floats}; allowed are 1 to 8, and finite ones")
+    (bits,) = read.fields("B") if scheme else (8,)
+    if not 1 <= bits <= 8:
+        raise WireError(f"tensor {name!r}: {bits} bits; allowed are 1 to 8")
+    floats = read.fields(f"{2**bits if SCHEMES[scheme] == 'table' else 2}f") if scheme else ()
+    if not all(map(math.isfinite, floats)):
+        raise WireError(f"tensor {name!r}: the floats {list(floats)}; allowed are finite ones")
     stage, ndim = read.fields("BB")
     if stage >= len(lossless.STAGES):
         raise WireError(f"tensor {name!r}: unknown lossless stage {stage}, this version knows 0 to 2")

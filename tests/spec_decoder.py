@@ -37,7 +37,8 @@ def decode(frame: bytes) -> dict:
         name = take(number()).decode()
         dtype, scheme = DTYPES[take(1)[0]], take(1)[0]
         bits = take(1)[0] if scheme else 8
-        floats = struct.unpack("<2f", take(8)) if scheme else ()
+        count = {0: 0, 1: 2, 2: 2, 3: 2**bits}[scheme]
+        floats = struct.unpack(f"<{count}f", take(4 * count))
         stage, ndim = take(2)
         shape = tuple(number() for _ in range(ndim))
         payload = take(number())
@@ -47,7 +48,7 @@ def decode(frame: bytes) -> dict:
         size = 2 if dtype == "bfloat16" else struct.calcsize("<" + dtype)
         count = sum(keep) * (1 if scheme else size)  # codes, or bytes
         codes = {0: unpack, 1: inflate, 2: ans}[stage](payload, bits, count)
-        values = [value(scheme, code, 2**bits, *floats) for code in codes] if scheme else raw(bytes(codes), dtype)
+        values = [value(scheme, code, 2**bits, floats) for code in codes] if scheme else raw(bytes(codes), dtype)
         if masked:
             values = [v / p for v in values]
         if scheme:
@@ -63,7 +64,10 @@ def decode(frame: bytes) -> dict:
     return tensors
 
 
-def value(scheme, code, levels, first, second):
+def value(scheme, code, levels, floats):
+    if scheme == 3:
+        return floats[code]
+    first, second = floats
     if scheme == 2:
         return first + code * (second - first) / (levels - 1)
     if first == 0 or second >= math.pi / 2:

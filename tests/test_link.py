@@ -31,7 +31,7 @@ def test_link_strings(text, expected):
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("cosin:2", "unknown quantizer 'cosin'; allowed: none, cosine, uniform, sign; e.g."),
+        ("cosin:2", "unknown quantizer 'cosin'; allowed: none, cosine, uniform, sign, qsgd"),
         ("", "unknown quantizer ''"),
         ("cosine", "bits '' after 'cosine'"),
         ("cosine:two", "bits 'two'"),

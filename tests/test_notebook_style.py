@@ -35,8 +35,11 @@ def text_of(notebook, cell_type):
 
 
 def test_there_are_notebooks():
-    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{i:02}" for i in range(len(NOTEBOOKS))]
-    assert len(NOTEBOOKS) >= 4
+    numbers = [path.stem[:2] for path in NOTEBOOKS]
+    assert numbers == sorted(set(numbers))
+    missing = {f"{i:02}" for i in range(int(numbers[-1]))} - set(numbers)
+    readme = (NOTEBOOKS[0].parents[1] / "README.md").read_text("utf-8")
+    assert all(re.search(rf"notebook {number} and is \*\*not there yet\*\*", readme) for number in missing)
 
 
 def test_is_valid_small_and_for_the_plain_kernel(path, notebook):
