@@ -67,7 +67,7 @@ class Deployment:
             raise OSError(f"flwr {' '.join(words)} failed: {(done.stdout + done.stderr)[-800:]}")
         return done.stdout
 
-    def run(self, app: Path, limit: float = 150, **settings) -> str:
+    def run(self, app: Path, limit: float = 300, **settings) -> str:
         """Run an app to its end, `limit` seconds at most; its log. settings: of its run configuration, with _ for -."""
         chosen = " ".join(f"{key.replace('_', '-')}={_toml(value)}" for key, value in settings.items())
         return self.flwr("run", str(app), "loopback", "--stream", "--run-config", chosen, timeout=limit)
