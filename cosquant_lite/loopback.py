@@ -85,7 +85,8 @@ class Deployment:
             )
 
     def _env(self) -> dict[str, str]:
-        return {**os.environ, "FLWR_HOME": str(self.home / "flwr"), "FLWR_TELEMETRY_ENABLED": "0"}
+        path = f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"  # Flower's programs start each other by name
+        return {**os.environ, "PATH": path, "FLWR_HOME": str(self.home / "flwr"), "FLWR_TELEMETRY_ENABLED": "0"}
 
 
 @contextmanager
