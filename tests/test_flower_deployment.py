@@ -59,7 +59,7 @@ def results(log):
 
 def test_damaged_and_foreign_frames_are_refused_by_name_and_the_round_goes_on(running, tmp_path):
     app = changed_app(tmp_path, "app = ClientApp(mods=[compressed])\n", SPOIL)
-    log = running.run(app, nodes=3, clients=3, rounds=1)
+    log = running.run(app, nodes=3, clients=3, rounds=1, timeout=200.0)
     [(number, down, up, refused)] = results(log)
     assert (number, refused) == (1, 2)
     assert re.search(r"update of node \d+ is refused: .*version 99", log)
@@ -69,7 +69,7 @@ def test_damaged_and_foreign_frames_are_refused_by_name_and_the_round_goes_on(ru
 
 
 def test_the_server_goes_on_from_its_last_checkpoint_after_a_kill(running, tmp_path):
-    settings = {"nodes": 3, "clients": 3, "checkpoint": str(tmp_path / "kept")}
+    settings = {"nodes": 3, "clients": 3, "timeout": 200.0, "checkpoint": str(tmp_path / "kept")}
     first = results(running.run(EXAMPLE, rounds=1, **settings))
     running.kill(running.superlink)
     running.start_superlink()
@@ -97,7 +97,7 @@ def test_a_node_killed_in_the_middle_of_a_round_does_not_stop_the_others(running
 
     killer = threading.Thread(target=kill_when_it_trains)
     killer.start()
-    log = running.run(app, nodes=2, clients=3, rounds=1, timeout=30.0)
+    log = running.run(app, nodes=2, clients=3, rounds=1, timeout=60.0)
     killer.join()
     assert marker.exists(), "the node was in the middle of its round"
     [(number, _, up, refused)] = results(log)
@@ -108,7 +108,7 @@ def test_a_node_killed_in_the_middle_of_a_round_does_not_stop_the_others(running
 def test_the_simulation_engine_runs_the_same_app(tmp_path):
     (tmp_path / "simulation").mkdir()
     with deployment(tmp_path / "simulation", nodes=4, simulated=True) as engine:
-        log = engine.run(EXAMPLE, nodes=4, clients=4, rounds=2)
+        log = engine.run(EXAMPLE, nodes=4, clients=4, rounds=2, timeout=200.0)
     config = FedConfig(
         data="embedded", rounds=1, clients=4, clients_per_round=4, batch_size=25, down="cosine:8", up="cosine:2"
     )
