@@ -32,6 +32,10 @@ EXPERIMENTS = {
     "sign": {"up": "sign"},
     "sign-large-step": {"up": "sign", "server_lr": 2.0},
     "sign-feedback": {"up": "sign", "up_feedback": True},  # EF-signSGD
+    # "1000 times": the codes of the first, nearly the messages of the second; the third sends the largest 0.1 %, remembers the rest
+    "cosine-2-mask": {"up": "cosine:2,mask=0.023"},
+    "cosine-2-mask-small": {"up": "cosine:2,mask=0.008"},
+    "cosine-2-top": {"up": "cosine:2,top=0.001,entropy=auto", "up_feedback": True},
     "cosine-2-down-8": {"up": "cosine:2", "down": "cosine:8"},
     "cosine-2-down-4": {"up": "cosine:2", "down": "cosine:4"},
     "uniform-2-down-4": {"up": "uniform:2", "down": "uniform:4"},  # symmetric, both ways
@@ -104,6 +108,21 @@ def finish(
     return records, None
 
 
+def run_and_write(name: str, settings: FedConfig, data: Images | Volumes, root: Path, out: Path, device: str) -> None:
+    """One run to its end; its result into `out`, and a line on the screen."""
+    folder, label = store.directory(root, settings), f"{name}, {settings.split}, seed {settings.seed}"
+    records, diverged = finish(settings, folder, data, label, device)
+    runs.write_json(out / file_name(name, settings.split, settings.seed), result(name, folder, records, diverged))
+    print(f"{label}: {diverged or format(records[-1][METRICS[settings.dataset][0]], '.2%')}", flush=True)
+
+
+def seeds(text: str) -> list[int]:
+    """Of --seeds: whole numbers separated by commas. ValueError otherwise."""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise ValueError(f"--seeds must be whole numbers separated by commas, got {text!r}")
+    return [int(seed) for seed in text.split(",")]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run what is asked for, one after the other, and write each result."""
     parser = argparse.ArgumentParser("python -m cosquant_lite.experiments", description=__doc__.split("\n\n")[0])
@@ -117,21 +136,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="where clients train: cpu or cuda (default: cpu)")
     args = parser.parse_args(argv)
     try:
-        if not re.fullmatch(r"\d+(,\d+)*", args.seeds):
-            raise ValueError(f"--seeds must be whole numbers separated by commas, got {args.seeds!r}")
-        wanted = [(name, int(seed)) for seed in args.seeds.split(",") for name in args.only.split(",")]
+        wanted = [(name, seed) for seed in seeds(args.seeds) for name in args.only.split(",")]
         others = {"split": args.split} if args.split else {}
         plan = [(name, config(name, args.profile, seed, args.dataset, **others)) for name, seed in wanted]
         for name, settings in plan:
             data = load_data(settings.dataset, settings.data)
-            folder = store.directory(args.runs, settings)
-            label = f"{name}, {settings.split}, seed {settings.seed}"
-            records, diverged = finish(settings, folder, data, label, args.device)
             out = args.out or Path("build/results") / f"{args.dataset}-{args.profile}"
-            runs.write_json(
-                out / file_name(name, settings.split, settings.seed), result(name, folder, records, diverged)
-            )
-            print(f"{label}: {diverged or format(records[-1][METRICS[args.dataset][0]], '.2%')}", flush=True)
+            run_and_write(name, settings, data, args.runs, out, args.device)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

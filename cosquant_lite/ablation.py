@@ -1,0 +1,132 @@
+"""What the cosine, the clip, the rounding, the rotation and the scale do to accuracy, one at a time, on real CIFAR-10.
+
+example: python -m cosquant_lite.ablation --seeds 0,1,2 --out results/ablation
+Every cell is an up link. A quantizer that lengthens or shortens updates is a larger or smaller server step in disguise,
+so each cell first gets the server step of STEPS that has the smallest training loss after short runs (with a seed of
+their own; no test image is looked at). Then all cells run with each seed. The clients' step size falls to zero along a
+cosine: without that, a large step makes accuracy jump from round to round, and the training loss, which clients report
+after they have begun to repair the jump, does not show it. Finished runs are only read, interrupted ones go on.
+"""
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from cosquant_lite import experiments, runs, store
+from cosquant_lite.datasets import Images, load_data
+from cosquant_lite.federated import FedConfig
+
+STOCHASTIC, PLAIN, FITTED = "rounding=stochastic", "clip=0", "clip=auto,scale=mse"
+CELLS = {
+    "float32": "none",
+    **{  # two bits: each thing alone, with the cosine and with even levels
+        f"{quantizer}-2{name}": f"{quantizer}:2{options}"
+        for quantizer in ("cosine", "uniform")
+        for name, options in {
+            "": "",  # the paper's: clip 1 %, nearest
+            "-stochastic": f",{STOCHASTIC}",
+            "-noclip": f",{PLAIN}",
+            "-noclip-stochastic": f",{PLAIN},{STOCHASTIC}",
+            "-rotated": ",rotate=hadamard",
+            "-mse": ",scale=mse",
+            "-auto-mse": f",{FITTED}",
+        }.items()
+    },
+    "uniform-2-noclip-stochastic-rotated": f"uniform:2,{PLAIN},{STOCHASTIC},rotate=hadamard",  # baseline U + R of v2
+    "cosine-1": "cosine:1",  # at one bit even levels and the cosine are the same two numbers
+    "cosine-1-mse": "cosine:1,scale=mse",
+    "cosine-1-rotated-mse": "cosine:1,scale=mse,rotate=hadamard",  # nearly DRIVE
+    "cosine-1-stochastic": f"cosine:1,{STOCHASTIC}",
+    "cosine-4": "cosine:4",
+    "uniform-4": "uniform:4",
+    "uniform-4-noclip-stochastic": f"uniform:4,{PLAIN},{STOCHASTIC}",
+    "eden-2": "eden:2,rotate=hadamard",
+}
+RUN = {"data": "real", "rounds": 60, "lr_schedule": "cosine", "evaluate_every": 20}  # else FedConfig's defaults: E = 1
+STEPS, FIRST = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0), 2.0
+SEARCH = {"rounds": 12, "evaluate_every": 12, "seed": 1000}
+LATE = 4  # rounds at the end of a search run over which the loss is averaged
+
+
+def configuration(cell: str, **others) -> FedConfig:
+    """That of a cell's runs. ValueError lists the names."""
+    runs.check_choice("cell", cell, tuple(CELLS))
+    return FedConfig(**{**RUN, "up": CELLS[cell], **others})
+
+
+def search(cell: str, data: Images, root: Path, device: str) -> dict:
+    """Mean training loss at the end of a short run for the server steps that were tried, and the best step.
+
+    From FIRST to the better neighbour, until both are worse. ValueError if the best diverged.
+    """
+    losses: dict[float, float] = {}
+
+    def loss(step: float) -> float:
+        if step not in losses:
+            settings = configuration(cell, server_lr=step, **SEARCH)
+            label = f"{cell}, server step {step}"
+            records, diverged = experiments.finish(settings, store.directory(root, settings), data, label, device)
+            losses[step] = math.inf if diverged else sum(record["loss"] for record in records[-LATE:]) / LATE
+        return losses[step]
+
+    best, at = None, STEPS.index(FIRST)
+    while at != best:
+        best, at = at, min(range(max(at - 1, 0), min(at + 2, len(STEPS))), key=lambda i: loss(STEPS[i]))
+    if math.isinf(losses[STEPS[best]]):
+        raise ValueError(f"{cell} diverged with every server step near {STEPS[best]}")
+    return {"losses": {step: None if math.isinf(x) else x for step, x in losses.items()}, "step": STEPS[best]}
+
+
+def steps(cells: list[str], data: Images, root: Path, out: Path, device: str) -> dict[str, float]:
+    """The server step of each cell; steps.json keeps what is found, and cells that are in it are not searched again."""
+    file = out / "steps.json"
+    about = {"grid": list(STEPS), "run": RUN, "search": SEARCH}
+    kept = json.loads(file.read_text("utf-8")) if file.exists() else {**about, "cells": {}}
+    if {key: kept.get(key) for key in about} != about:
+        raise ValueError(f"{file} is of another search; take another --out")
+    for cell in cells:
+        if cell not in kept["cells"]:
+            kept["cells"][cell] = {**search(cell, data, root, device), **runs.provenance()}
+            runs.write_json(file, kept)
+            print(
+                f"{cell}: server step {kept['cells'][cell]['step']}, losses {kept['cells'][cell]['losses']}", flush=True
+            )
+    return {cell: kept["cells"][cell]["step"] for cell in cells}
+
+
+def finished(file: Path, settings: FedConfig) -> bool:
+    """Whether this is the result of a run with these settings, so that it need not be run again on another machine."""
+    return file.exists() and json.loads(file.read_text("utf-8"))["config"] == asdict(settings)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Search the steps, run the cells, write each result."""
+    parser = argparse.ArgumentParser("python -m cosquant_lite.ablation", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--only", default=",".join(CELLS), help="cells, separated by commas (default: all)")
+    parser.add_argument("--seeds", default="0", help="separated by commas (default: 0)")
+    parser.add_argument("--runs", type=Path, default="build/runs", help="where runs are kept (default: build/runs)")
+    parser.add_argument("--out", type=Path, default="build/results/ablation", help="where results go")
+    parser.add_argument("--device", default="cpu", help="where clients train: cpu or cuda (default: cpu)")
+    args = parser.parse_args(argv)
+    try:
+        cells, seeds = args.only.split(","), experiments.seeds(args.seeds)
+        for cell in cells:
+            configuration(cell)
+        data = load_data("cifar10", RUN["data"])
+        chosen = steps(cells, data, args.runs, args.out, args.device)
+        for seed in seeds:
+            for cell in cells:
+                settings = configuration(cell, server_lr=chosen[cell], seed=seed)
+                if not finished(args.out / experiments.file_name(cell, settings.split, seed), settings):
+                    experiments.run_and_write(cell, settings, data, args.runs, args.out, args.device)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
