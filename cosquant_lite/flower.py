@@ -40,7 +40,7 @@ class Compressed(Strategy):
     has done, if this one goes on from its weights.
 
     Adds to the training metrics, for messages of this round: nodes, their ids; frame-bytes-down and -up, the frames;
-    bytes-down and bytes-up, all records as Flower counts them; node-bytes-up, of each node; refused, how many updates
+    bytes-down and bytes-up, all records as Flower counts them; node-bytes-down and -up, of each node; refused, how many updates
     were damaged; ratio, how many times larger the messages would have been as they were. RuntimeError if all of them were.
     """
 
@@ -63,6 +63,7 @@ class Compressed(Strategy):
             "nodes": nodes,
             "frame-bytes-down": sum(_frame_bytes(message) for message in messages),
             "bytes-down": sum(_bytes(message) for message in messages),
+            "node-bytes-down": [_bytes(message) for message in messages],
         }
         return messages
 

@@ -1,6 +1,7 @@
 """A real Flower deployment on this machine: a SuperLink and SuperNodes as processes of their own, for tests and lessons.
 
 With TLS, and only nodes whose key was registered. Certificates and keys are made for the occasion and live in `home`.
+All that nodes and SuperLink say to each other is counted on its way: `Deployment.wire`.
 """
 
 import ipaddress
@@ -21,16 +22,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from cosquant_lite.relay import Counted, relay
+
 BIN = Path(sys.executable).parent
 WAIT = 60  # seconds until a process must be there
 
 
 @dataclass
 class Deployment:
-    """Processes and where they keep their things. nodes: by partition."""
+    """Processes and where they keep their things. port: the SuperLink's; wire: bytes of all nodes; nodes: by partition."""
 
     home: Path
     port: int
+    wire: Counted
     superlink: subprocess.Popen | None = None
     nodes: dict[int, subprocess.Popen] = field(default_factory=dict)
 
@@ -53,7 +57,7 @@ class Deployment:
         if not key.exists():
             _write_key(key)
             self.flwr("supernode", "register", f"{key}.pub", "loopback")
-        words = ["--superlink", f"127.0.0.1:{self.port}", "--root-certificates", str(self.home / "ca.pem")]
+        words = ["--superlink", f"127.0.0.1:{self.wire.port}", "--root-certificates", str(self.home / "ca.pem")]
         words += ["--auth-supernode-private-key", str(key), "--port", str(free_port())]
         words += ["--node-config", f"partition-id={partition} num-partitions={nodes}"]
         self.nodes[partition] = self._start("flower-supernode", words, f"node{partition}.log")
@@ -93,23 +97,25 @@ class Deployment:
 def deployment(home: Path, nodes: int, simulated: bool = False) -> Iterator[Deployment]:
     """A SuperLink and so many SuperNodes, all ended on the way out. simulated: no processes for nodes, but Flower's
     simulation engine behind the SuperLink."""
-    running = Deployment(home.resolve(), free_port())
     (home / "flwr").mkdir(parents=True)
-    _write_certificates(running.home)
-    (home / "flwr" / "config.toml").write_text(
-        f'[superlink]\ndefault = "loopback"\n\n[superlink.loopback]\naddress = "127.0.0.1:{running.port}"\n'
-        f'root-certificates = "{running.home / "ca.pem"}"\n'
-        + (f"options.num-supernodes = {nodes}\n" if simulated else "")
-    )
-    try:
-        running.start_superlink(simulated)
-        for partition in range(0 if simulated else nodes):
-            running.start_node(partition, nodes)
-        yield running
-    finally:
-        for process in [*running.nodes.values(), running.superlink]:
-            if process:
-                running.kill(process)
+    _write_certificates(home.resolve())
+    port = free_port()
+    with relay(port) as wire:
+        running = Deployment(home.resolve(), port, wire)
+        (home / "flwr" / "config.toml").write_text(
+            f'[superlink]\ndefault = "loopback"\n\n[superlink.loopback]\naddress = "127.0.0.1:{port}"\n'
+            f'root-certificates = "{running.home / "ca.pem"}"\n'
+            + (f"options.num-supernodes = {nodes}\n" if simulated else "")
+        )
+        try:
+            running.start_superlink(simulated)
+            for partition in range(0 if simulated else nodes):
+                running.start_node(partition, nodes)
+            yield running
+        finally:
+            for process in [*running.nodes.values(), running.superlink]:
+                if process:
+                    running.kill(process)
 
 
 def free_port() -> int:

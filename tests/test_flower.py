@@ -134,6 +134,7 @@ def test_bytes_are_those_of_the_frames_plus_a_stated_overhead():
     assert metrics["frame-bytes-up"] == 4 * wire.frame_bytes(STATE, 2)
     assert sorted(metrics["nodes"]) == [100, 101, 102, 103]
     assert metrics["node-bytes-up"] == [metrics["bytes-up"] // 4] * 4
+    assert metrics["node-bytes-down"] == [metrics["bytes-down"] // 4] * 4
     assert 0 < metrics["bytes-down"] - metrics["frame-bytes-down"] < 4 * 200
     assert 0 < metrics["bytes-up"] - metrics["frame-bytes-up"] < 4 * 100
     assert metrics["refused"] == 0

@@ -68,14 +68,50 @@ def test_damaged_and_foreign_frames_are_refused_by_name_and_the_round_goes_on(ru
     assert 3 * 30_938 < up < 3 * 31_100
 
 
-def test_the_server_goes_on_from_its_last_checkpoint_after_a_kill(running, tmp_path):
-    settings = {"nodes": 3, "clients": 3, "timeout": 200.0, "checkpoint": str(tmp_path / "kept")}
-    first = results(running.run(EXAMPLE, rounds=1, **settings))
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Where the compressed run below leaves its checkpoints, for the next test to go on from."""
+    return tmp_path_factory.mktemp("kept")
+
+
+def test_what_the_sockets_carry_is_the_frames_and_six_times_less_than_flower_s_float32(running, tmp_path, kept):
+    """A round after the first, which ships the app. Idle nodes ask for work every three seconds, too."""
+    lossless = {"down": "cosine:8,entropy=auto", "up": "cosine:2,entropy=auto"}
+    compressed, frames = carried(running, kept, **lossless)
+    whole, _ = carried(running, tmp_path / "float32", plain=True)
+    assert 0 < compressed - frames < 3 * 45_000, "Flower's own requests and answers, a round of three nodes"
+    assert 0 < whole - 3 * 2 * 490_280 < 3 * 120_000, "an array each for ten tensors: more requests"
+    assert whole / compressed >= 6
+
+
+def carried(running, folder, **settings):
+    """Bytes of round 2, both ways: what the nodes' sockets carried, and what the metrics say."""
+    seen = {}
+
+    def watch():
+        while len(seen) < 2 and not ended.wait(0.02):
+            for file in folder.glob("round-*.frame"):  # the server's sign that a round is over
+                seen.setdefault(file.name, running.wire.up + running.wire.down)
+
+    ended = threading.Event()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        log = running.run(EXAMPLE, nodes=3, clients=3, rounds=2, timeout=200.0, checkpoint=str(folder), **settings)
+    finally:
+        ended.set()
+        watcher.join()
+    first, second = (seen[name] for name in sorted(seen))
+    print(f"{settings}: {second - first:,} bytes on the sockets in round 2")
+    return second - first, sum(sum(line[1:3]) for line in results(log)[-1:])
+
+
+def test_the_server_goes_on_from_its_last_checkpoint_after_a_kill(running, kept):
     running.kill(running.superlink)
     running.start_superlink()
-    second = results(running.run(EXAMPLE, rounds=2, **settings))
-    assert [line[0] for line in first + second] == [1, 2]
-    assert sorted(file.name for file in (tmp_path / "kept").iterdir()) == ["round-00001.frame", "round-00002.frame"]
+    again = running.run(EXAMPLE, rounds=3, nodes=3, clients=3, timeout=200.0, checkpoint=str(kept))
+    assert [line[0] for line in results(again)] == [3]
+    assert [file.name for file in sorted(kept.iterdir())] == [f"round-{number:05}.frame" for number in (1, 2, 3)]
 
 
 def test_a_node_killed_in_the_middle_of_a_round_does_not_stop_the_others(running, tmp_path):
@@ -97,7 +133,7 @@ def test_a_node_killed_in_the_middle_of_a_round_does_not_stop_the_others(running
 
     killer = threading.Thread(target=kill_when_it_trains)
     killer.start()
-    log = running.run(app, nodes=2, clients=3, rounds=1, timeout=60.0)
+    log = running.run(app, nodes=2, clients=3, rounds=1, timeout=40.0)
     killer.join()
     assert marker.exists(), "the node was in the middle of its round"
     [(number, _, up, refused)] = results(log)

@@ -14,6 +14,7 @@ from cosquant_lite.flower import Compressed
 from cosquant_lite.models import cnn, initial_weights
 
 app = ServerApp()
+TRAFFIC = ", bytes down {bytes-down:,}, up {bytes-up:,}, refused {refused}"
 
 
 @app.main()
@@ -25,10 +26,10 @@ def main(grid: Grid, context: Context) -> None:
     checkpoints = Path(settings["checkpoint"]) if settings["checkpoint"] else None
     weights, done = last_checkpoint(checkpoints) or (initial_weights(model, settings["seed"]), 0)
     nodes = {"min_train_nodes": settings["nodes"], "min_available_nodes": settings["nodes"]}
-    strategy = Compressed(
-        FedAvg(fraction_evaluate=0.0, **nodes),
-        settings["down"], settings["up"], settings["up-feedback"], settings["seed"], after=done,
-    )  # fmt: skip
+    strategy = FedAvg(fraction_evaluate=0.0, **nodes)
+    if not settings["plain"]:
+        links = settings["down"], settings["up"], settings["up-feedback"]
+        strategy = Compressed(strategy, *links, settings["seed"], after=done)
 
     def evaluate(number: int, arrays: ArrayRecord) -> MetricRecord:
         state = arrays.to_torch_state_dict()
@@ -48,11 +49,8 @@ def main(grid: Grid, context: Context) -> None:
     )
     for number, metrics in result.train_metrics_clientapp.items():
         accuracy = result.evaluate_metrics_serverapp[number]["accuracy"]
-        print(
-            f"round {done + number}: accuracy {accuracy:.2%}, loss {metrics['loss']:.3f}, bytes down {metrics['bytes-down']:,}, "
-            f"up {metrics['bytes-up']:,}, refused {metrics['refused']}",
-            flush=True,
-        )
+        traffic = "" if settings["plain"] else TRAFFIC.format_map(metrics)
+        print(f"round {done + number}: accuracy {accuracy:.2%}, loss {metrics['loss']:.3f}{traffic}", flush=True)
 
 
 def last_checkpoint(folder: Path | None) -> tuple[dict[str, torch.Tensor], int] | None:
