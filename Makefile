@@ -3,6 +3,8 @@
 PYTHON  ?= python3
 PROFILE ?= quick
 DATA    ?= auto
+# In the archive of `course pack` everything is installed from the wheels beside this file, without network.
+OFFLINE := $(if $(wildcard wheels),--no-index --find-links wheels)
 
 ifeq ($(CONDA_DEFAULT_ENV),cosquant-lite)
 RUN   := python
@@ -20,8 +22,8 @@ env: $(READY)    ## set up .venv with the package and all it needs
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.12 env")'
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --upgrade pip
-	.venv/bin/python -m pip install --quiet --editable ".[flower,test]"
+	.venv/bin/python -m pip install --quiet $(OFFLINE) --upgrade pip
+	.venv/bin/python -m pip install --quiet $(OFFLINE) --editable ".[course,flower,site,test]"
 	@touch $@
 
 figures: env     ## execute every notebook, write all figures and build/report.html
@@ -30,7 +32,7 @@ figures: env     ## execute every notebook, write all figures and build/report.h
 test: env        ## style, unit tests, committed notebook outputs, and every notebook executed again
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest -n 2 --dist loadscope tests --nbval-lax notebooks
+	$(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder tests --nbval-lax notebooks/0[0-4]_*.ipynb
 
 fuzz: env        ## a million mutated frames against the decoder (about three minutes)
 	$(RUN) tests/fuzz_wire.py 1000000 1
@@ -54,10 +56,16 @@ expected: env    ## take the recorded values as the expected ones (then read the
 	-$(RUN) -m cosquant_lite reproduce --data embedded --out build
 	$(RUN) -m cosquant_lite.expected build/report.json
 
+site: env        ## build the notebooks into a static site, build/site
+	$(RUN) docs/make_site.py
+
+exercises: env   ## your copies of the exercises, in my-exercises (what you have written there stays)
+	$(RUN) -m cosquant_lite course start
+
 lab: env         ## open the course in JupyterLab
-	$(RUN) -m jupyter lab notebooks/00_start_here.ipynb
+	$(RUN) -m jupyter lab --ServerApp.root_dir=. notebooks/00_start_here.ipynb
 
 clean:           ## remove what is generated (not .venv, not imported data)
 	rm -rf build .pytest_cache .ruff_cache .hypothesis
 
-.PHONY: help env figures test fuzz bench format notebooks readme expected lab clean
+.PHONY: help env figures test fuzz bench format notebooks readme expected site exercises lab clean

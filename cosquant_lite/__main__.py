@@ -1,6 +1,7 @@
-"""The command line: `python -m cosquant_lite reproduce | run | data | bench`."""
+"""The command line: `python -m cosquant_lite reproduce | run | data | bench | course`."""
 
 import argparse
+import re
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +14,7 @@ DATA_EXAMPLE = "example: python -m cosquant_lite data import cifar10 ~/Downloads
 PREPARE = "Crops each case to the brain and resamples it; needs memory for one case at a time."
 PREPARE_EXAMPLE = "example: python -m cosquant_lite data prepare brats ~/MICCAI_BraTS_2018 --size 96"
 BENCH_EXAMPLE = "example: python -m cosquant_lite bench --entries 16777216 --out build/bench"
+COURSE_EXAMPLE = "example: python -m cosquant_lite course build --out build/course"
 REPRODUCE_EXAMPLE = "example: python -m cosquant_lite reproduce --only 02,03 --out build"
 
 
@@ -21,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser(argv).parse_args(argv)
     try:
         return args.command(args) or 0
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -43,6 +45,11 @@ def _parser(argv: list[str] | None) -> argparse.ArgumentParser:
     _add_data(commands.add_parser("data", help="see, import, download and check data", epilog=DATA_EXAMPLE))
     _add_bench(
         commands.add_parser("bench", help="speed, size and error of the codec and of its peers", epilog=BENCH_EXAMPLE)
+    )
+    _add_course(
+        commands.add_parser(
+            "course", help="exercises, grading, an archive without network, badges", epilog=COURSE_EXAMPLE
+        )
     )
     run = commands.add_parser("run", help="one federated experiment", epilog=RUN_EXAMPLE)
     if "run" in (sys.argv[1:] if argv is None else argv)[:1]:  # its flags come from FedConfig, which imports torch
@@ -78,8 +85,11 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--entries", type=int, default=2**24, help="how many float32 (default: 16777216)")
     parser.add_argument("--repeat", type=int, default=9, help="repetitions, of which the fastest counts (default: 9)")
     parser.add_argument("--out", type=Path, default="build/bench", help="where to write (default: build/bench)")
-    parser.add_argument("--only", choices=("codec", "round"), help="measure just this (default: both)")
+    parser.add_argument(
+        "--only", choices=("codec", "round", "scale"), help="measure just this (default: codec and round)"
+    )
     parser.add_argument("--flower", type=Path, help="a script that prints the seconds of Flower's rounds, to compare")
+    parser.add_argument("--clients", default="10,100,1000", help="of scale: how many clients (default: 10,100,1000)")
     parser.set_defaults(command=_bench)
 
 
@@ -87,10 +97,77 @@ def _bench(args: argparse.Namespace) -> None:
     from cosquant_lite.bench import bench
     from cosquant_lite.bench_round import bench_round
 
-    if args.only != "round":
+    if args.only in (None, "codec"):
         bench(args.entries, args.repeat, args.out)
-    if args.only != "codec":
+    if args.only in (None, "round"):
         bench_round(args.repeat, args.out, args.flower)
+    if args.only == "scale":
+        from cosquant_lite.bench_scale import bench_scale
+
+        if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", args.clients):
+            raise ValueError(f"--clients must be whole numbers separated by commas, got {args.clients!r}")
+        bench_scale([int(word) for word in args.clients.split(",")], args.out)
+
+
+def _add_course(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="WHAT")
+    for name, does, command in (
+        ("start", "a student's own copies of the exercises; what you have written stays", _course_start),
+        ("build", "make the students' copies and the instructor's", _course_build),
+        ("grade", "grade what was submitted", _course_grade),
+        (
+            "pack",
+            "one archive for a room without network: notebooks, exercises, data, wheels (several GB)",
+            _course_pack,
+        ),
+        ("badges", "write the badges of Binder and Colab into the notebooks", _course_badges),
+    ):
+        action = actions.add_parser(name, help=does, description=does, epilog=COURSE_EXAMPLE)
+        action.set_defaults(command=command)
+        if name != "badges":
+            folder = {"start": "my-exercises", "pack": "build"}.get(name, "build/course")
+            action.add_argument("--out", type=Path, default=folder, help=f"the folder (default: {folder})")
+    actions.choices["badges"].add_argument(
+        "--repository", metavar="OWNER/NAME", help="where it is published on GitHub (default: git's remote origin)"
+    )
+
+
+def _course_start(args: argparse.Namespace) -> None:
+    from cosquant_lite import course
+
+    written, kept = course.start(args.out)
+    print(f"{len(written)} written, {len(kept)} kept as you left them; begin with {min(written + kept)}")
+
+
+def _course_build(args: argparse.Namespace) -> None:
+    from cosquant_lite import course
+
+    course.build(args.out)
+    print(f"students get {args.out / 'release'}, you keep {args.out / 'instructor'}")
+    print(f"put submissions into {args.out / 'submitted'} as STUDENT/ex01/NOTEBOOK.ipynb, then: course grade")
+
+
+def _course_grade(args: argparse.Namespace) -> None:
+    from cosquant_lite import course
+
+    for row in course.grade(args.out):
+        score = f"{row['score']:g} of {row['of']:g}" if row["of"] else "not graded"
+        print(f"{row['student']:20} {row['exercises']:6} {score:12} {row['remarks']}")
+    print(f"written to {args.out / 'grades.csv'}")
+
+
+def _course_pack(args: argparse.Namespace) -> None:
+    from cosquant_lite import offline
+
+    archive = offline.pack(args.out)
+    print(f"{archive}: {archive.stat().st_size / 1e9:.1f} GB, for this kind of system and Python {sys.version[:4]}")
+
+
+def _course_badges(args: argparse.Namespace) -> None:
+    from cosquant_lite import badges
+
+    changed = badges.write(args.repository or badges.published())
+    print(f"{len(changed)} notebooks changed")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

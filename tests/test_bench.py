@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from cosquant_lite import bench, bench_round
+from cosquant_lite import bench, bench_round, bench_scale, wire
 from cosquant_lite.__main__ import main
+from cosquant_lite.models import cnn, initial_weights
 
 
 def test_it_measures_prints_and_writes(tmp_path, capsys, monkeypatch):
@@ -44,11 +45,12 @@ def test_encoding_takes_at_most_one_and_a_half_times_the_memory_of_its_input():
     codecs = bench._ours()
     for name in ("cosine 4, no clip", "cosine 8, clip 1 %", "cosine 4, clip 1 %, ans", "cosine 4, clip 1 %, mask 5 %"):
         encode = codecs[name]()[0]
-        encode(x[:10_000])
-        peak = bench._peak_memory(lambda encode=encode: encode(x))
-        if peak is None:
+        encode(x)  # what the first call of a process loads is not the message's
+        peaks = [bench._peak_memory(lambda encode=encode: encode(x)) for _ in range(3)]
+        if None in peaks:
             pytest.skip("this system does not tell the peak memory of a process")
-        assert 0.1 * x.nbytes / 8 < peak < 1.5 * x.nbytes, name
+        # other threads of the process can only add to what is seen, so the smallest is the encoder's own
+        assert 0.1 * x.nbytes / 8 < min(peaks) < 1.5 * x.nbytes, name
 
 
 def test_a_round_is_measured_beside_bare_training_and_a_script(tmp_path, capsys, monkeypatch):
@@ -70,3 +72,14 @@ def test_a_round_is_measured_beside_bare_training_and_a_script(tmp_path, capsys,
     assert main([*words, "--flower", str(script)]) == 2
     assert "no such engine" in capsys.readouterr().err
     assert main([*words, "--flower", "nowhere.py"]) == 2
+
+
+def test_scale_writes_a_row_for_each_number_of_clients(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_scale, "flower", lambda clients, links: 1.5)
+    rows = bench_scale.bench_scale([2, 3], tmp_path)["rows"]
+    assert json.loads((tmp_path / "scale.json").read_text())["rows"] == rows
+    assert [(row["clients"], row["flower"]) for row in rows] == [(2, 1.5), (2, 1.5), (3, 1.5), (3, 1.5)]
+    weights = initial_weights(cnn(), 0)
+    per_client = [2 * wire.frame_bytes(weights, None), wire.frame_bytes(weights, 8) + wire.frame_bytes(weights, 2)]
+    assert [row["bytes"] for row in rows] == [clients * size for clients in (2, 3) for size in per_client]
+    assert all(row["engine"] > 0 for row in rows)
