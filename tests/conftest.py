@@ -1,5 +1,14 @@
 """Settings for all tests."""
 
+from pathlib import Path
+
 import torch
 
 torch.set_num_threads(1)  # the tests run in one process per core
+LONG = ("test_notebooks.py", "test_flower_deployment.py", "test_course.py")  # minutes each, the longest first
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first: one that began last would run alone on one core while the other is idle."""
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(Path(item.fspath).name, len(LONG)))

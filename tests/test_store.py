@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,6 +61,21 @@ def test_killed_again_and_again_it_ends_with_the_same_history(tmp_path, images, 
     assert without_time(store.resume(tmp_path, CONFIG, images)) == uninterrupted
     assert without_time(lines(tmp_path)) == uninterrupted
     assert len(json.loads((tmp_path / "config.json").read_text())["sessions"]) >= 2
+
+
+def test_a_directory_copied_to_a_bare_machine_goes_on_there(tmp_path, images, uninterrupted):
+    begun = store.resume(tmp_path / "here", CONFIG, images)
+    assert without_time([next(begun), next(begun)]) == uninterrupted[:2]
+    begun.close()
+    shutil.copytree(tmp_path / "here", tmp_path / "there" / "other-name")
+    absent = ("monai", "nibabel", "matplotlib", "IPython", "papermill", "flwr", "constriction")
+    bare = f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n{SCRIPT}"
+    done = subprocess.run(
+        [sys.executable, "-c", bare, str(tmp_path / "there" / "other-name")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert without_time(lines(tmp_path / "there" / "other-name")) == uninterrupted
+    assert len(lines(tmp_path / "here")) == 2
 
 
 def test_half_a_line_and_a_line_without_checkpoint_are_computed_again(tmp_path, images, uninterrupted):
