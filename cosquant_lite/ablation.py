@@ -15,9 +15,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from cosquant_lite import experiments, runs, store
+from cosquant_lite import experiments, reference, runs, store
 from cosquant_lite.datasets import Images, load_data
 from cosquant_lite.federated import FedConfig
+from cosquant_lite.link import parse_link
 
 STOCHASTIC, PLAIN, FITTED = "rounding=stochastic", "clip=0", "clip=auto,scale=mse"
 CELLS = {
@@ -46,8 +47,10 @@ CELLS = {
     "eden-2": "eden:2,rotate=hadamard",
 }
 RUN = {"data": "real", "rounds": 60, "lr_schedule": "cosine", "evaluate_every": 20}  # else FedConfig's defaults: E = 1
-STEPS, FIRST = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0), 2.0
+STEPS, FIRST = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0), 2.0
 SEARCH = {"rounds": 12, "evaluate_every": 12, "seed": 1000}
+RESULTS = runs.RESULTS / "ablation"  # the committed runs
+NOTHING = 2.2  # a training loss above it has learnt nothing: guessing has ln(10) = 2.303
 LATE = 4  # rounds at the end of a search run over which the loss is averaged
 
 
@@ -60,7 +63,8 @@ def configuration(cell: str, **others) -> FedConfig:
 def search(cell: str, data: Images, root: Path, device: str) -> dict:
     """Mean training loss at the end of a short run for the server steps that were tried, and the best step.
 
-    From FIRST to the better neighbour, until both are worse. ValueError if the best diverged.
+    From FIRST down to the first step that learns at all, then to the better neighbour, until both are worse. ValueError
+    if none learns.
     """
     losses: dict[float, float] = {}
 
@@ -72,11 +76,14 @@ def search(cell: str, data: Images, root: Path, device: str) -> dict:
             losses[step] = math.inf if diverged else sum(record["loss"] for record in records[-LATE:]) / LATE
         return losses[step]
 
-    best, at = None, STEPS.index(FIRST)
+    at = STEPS.index(FIRST)
+    while loss(STEPS[at]) > NOTHING:
+        if at == 0:
+            raise ValueError(f"{cell} learns nothing with any server step from {FIRST} down to {STEPS[0]}")
+        at -= 1
+    best = None
     while at != best:
         best, at = at, min(range(max(at - 1, 0), min(at + 2, len(STEPS))), key=lambda i: loss(STEPS[i]))
-    if math.isinf(losses[STEPS[best]]):
-        raise ValueError(f"{cell} diverged with every server step near {STEPS[best]}")
     return {"losses": {step: None if math.isinf(x) else x for step, x in losses.items()}, "step": STEPS[best]}
 
 
@@ -100,6 +107,52 @@ def steps(cells: list[str], data: Images, root: Path, out: Path, device: str) ->
 def finished(file: Path, settings: FedConfig) -> bool:
     """Whether this is the result of a run with these settings, so that it need not be run again on another machine."""
     return file.exists() and json.loads(file.read_text("utf-8"))["config"] == asdict(settings)
+
+
+def pairs(option: str, before: object, after: object) -> list[tuple[str, str]]:
+    """Cells that differ in one option and nothing else: (one that has `before`, one that has `after`).
+
+    option: quantizer ("cosine" or "uniform"), bits, clip, rounding, rotate or scale.
+    """
+    said = {cell: _options(link) for cell, link in CELLS.items()}
+    return [
+        (one, other)
+        for one in CELLS
+        for other in CELLS
+        if said[one].get(option) == before and said[other] == said[one] | {option: after}
+    ]
+
+
+def _options(link: str) -> dict:
+    """All that a link string says, defaults filled in."""
+    parsed = parse_link(link)
+    if parsed.quantizer is None:
+        return {}
+    own = {key: value for key, value in asdict(parsed.quantizer).items() if key != "range"}  # symmetric in all cells
+    return {"quantizer": link.partition(":")[0], **own, "rotate": parsed.rotate}
+
+
+def accuracies(folder: Path = RESULTS) -> dict[str, dict[int, float]]:
+    """Accuracy in % after the last round, by cell and by seed; NaN where the run diverged. Cells without runs are left out."""
+    found = {cell: reference.load(cell, "iid", folder) for cell in CELLS if reference.has(cell, "iid", folder)}
+    return {
+        cell: {
+            result["config"]["seed"]: math.nan if result["diverged"] else 100 * result["rounds"]["accuracy"][-1]
+            for result in results
+        }
+        for cell, results in found.items()
+    }
+
+
+def gains(
+    option: str, before: object, after: object, found: dict[str, dict[int, float]]
+) -> list[tuple[str, int, float]]:
+    """Points of accuracy that a change gives: (the cell before it, seed, difference), for each pair and common seed."""
+    return [
+        (one, seed, found[other][seed] - found[one][seed])
+        for one, other in pairs(option, before, after)
+        for seed in sorted(found.get(one, {}).keys() & found.get(other, {}).keys())
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """The ablation's table of cells, and the command that searches steps and runs cells."""
 
 import json
+import math
 
 import pytest
 
@@ -18,6 +19,28 @@ def test_cells_differ_and_are_compared_with_float32():
 def test_a_wrong_name_lists_the_right_ones(capsys):
     assert ablation.main(["--only", "cosine-3"]) == 2
     assert "unknown cell 'cosine-3'; allowed: float32, cosine-2" in capsys.readouterr().err
+
+
+def test_pairs_differ_in_one_option_only():
+    assert ("uniform-2-noclip-stochastic", "uniform-2-stochastic") in ablation.pairs("clip", 0.0, 0.01)
+    curve = ablation.pairs("quantizer", "uniform", "cosine")
+    assert [one.replace("uniform", "cosine") for one, _ in curve] == [other for _, other in curve]
+    assert len(curve) == 8
+    assert ("cosine-2-mse", "cosine-2-auto-mse") in ablation.pairs("clip", 0.01, "auto")
+    assert ablation.pairs("scale", "norm", "best") == []
+
+
+def test_gains_are_seed_by_seed_and_a_diverged_run_has_none():
+    found = {
+        "uniform-2": {0: 50.0, 1: 51.0},
+        "cosine-2": {1: 52.5, 2: 60.0},
+        "cosine-4": {0: math.nan},
+        "uniform-4": {0: 1.0},
+    }
+    (two, four) = ablation.gains("quantizer", "uniform", "cosine", found)
+    assert two == ("uniform-2", 1, 1.5)
+    assert four[:2] == ("uniform-4", 0)
+    assert math.isnan(four[2])
 
 
 @pytest.fixture
@@ -39,8 +62,16 @@ def test_the_search_walks_to_the_smallest_loss_and_no_further(monkeypatch, tmp_p
     assert found["step"] == 0.7
     assert sorted(tried) == [0.5, 0.7, 1.0, 1.4, 2.0, 2.8]
     assert found["losses"][2.8] is None
+
+
+def test_a_step_that_learns_nothing_is_not_the_best_among_its_neighbours(monkeypatch, tmp_path):
+    losses = {2.8: 2.30, 2.0: 2.22, 1.4: 2.31, 1.0: 2.29, 0.7: 2.1, 0.5: 1.9, 0.35: 2.0}
+    monkeypatch.setattr(
+        ablation.experiments, "finish", lambda one, *others: ([{"loss": losses[one.server_lr]}] * 12, None)
+    )
+    assert ablation.search("cosine-1", None, tmp_path, "cpu")["step"] == 0.5
     monkeypatch.setattr(ablation.experiments, "finish", lambda *others: ([], "too long"))
-    with pytest.raises(ValueError, match="cosine-2 diverged with every server step"):
+    with pytest.raises(ValueError, match="cosine-2 learns nothing with any server step from"):
         ablation.search("cosine-2", None, tmp_path, "cpu")
 
 
@@ -54,6 +85,8 @@ def test_the_step_with_the_smallest_loss_is_taken_and_kept(short, tmp_path, monk
     assert kept["cosine-2"]["losses"]["1000000.0"] is None
     stored = json.loads((tmp_path / "cosine-2-iid-seed0.json").read_text())
     assert (stored["config"]["up"], stored["config"]["server_lr"]) == ("cosine:2", 1.0)
+
+    assert ablation.accuracies(tmp_path)["cosine-2"] == {0: 100 * stored["rounds"]["accuracy"][-1]}
 
     def never(*args):
         raise AssertionError("searched again")

