@@ -109,10 +109,10 @@ def finished(file: Path, settings: FedConfig) -> bool:
     return file.exists() and json.loads(file.read_text("utf-8"))["config"] == asdict(settings)
 
 
-def pairs(option: str, before: object, after: object) -> list[tuple[str, str]]:
+def pairs(option: str, before: str, after: str) -> list[tuple[str, str]]:
     """Cells that differ in one option and nothing else: (one that has `before`, one that has `after`).
 
-    option: quantizer ("cosine" or "uniform"), bits, clip, rounding, rotate or scale.
+    option: quantizer, bits, clip, rounding, rotate or scale; before, after: as a link string says it.
     """
     said = {cell: _options(link) for cell, link in CELLS.items()}
     return [
@@ -123,13 +123,14 @@ def pairs(option: str, before: object, after: object) -> list[tuple[str, str]]:
     ]
 
 
-def _options(link: str) -> dict:
+def _options(link: str) -> dict[str, str]:
     """All that a link string says, defaults filled in."""
     parsed = parse_link(link)
     if parsed.quantizer is None:
         return {}
     own = {key: value for key, value in asdict(parsed.quantizer).items() if key != "range"}  # symmetric in all cells
-    return {"quantizer": link.partition(":")[0], **own, "rotate": parsed.rotate}
+    said = {"quantizer": link.partition(":")[0], **own, "rotate": parsed.rotate}
+    return {key: f"{value:g}" if isinstance(value, float) else str(value) for key, value in said.items()}
 
 
 def accuracies(folder: Path = RESULTS) -> dict[str, dict[int, float]]:
@@ -144,9 +145,7 @@ def accuracies(folder: Path = RESULTS) -> dict[str, dict[int, float]]:
     }
 
 
-def gains(
-    option: str, before: object, after: object, found: dict[str, dict[int, float]]
-) -> list[tuple[str, int, float]]:
+def gains(option: str, before: str, after: str, found: dict[str, dict[int, float]]) -> list[tuple[str, int, float]]:
     """Points of accuracy that a change gives: (the cell before it, seed, difference), for each pair and common seed."""
     return [
         (one, seed, found[other][seed] - found[one][seed])

@@ -30,6 +30,7 @@ except ImportError as error:
     raise ImportError(f'cosquant_lite.flower needs Flower: pip install "cosquant-lite[flower]" ({error})') from None
 
 STYPE = "cosquant.frame"
+LACKS_MOD = " (a ClientApp without mods=[compressed] fails on 'cosquant.frame')"
 SETTINGS = "cosquant"  # the record that tells the client what to do with its update
 State = dict[str, Tensor]
 
@@ -39,12 +40,18 @@ class Compressed(Strategy):
     up link lost to its next message; seed: of stochastic rounding, masks and rotations; after: rounds that an earlier run
     has done, if this one goes on from its weights.
 
-    Adds to the training metrics, for messages of this round: nodes, their ids; frame-bytes-down and -up, the frames;
-    bytes-down and bytes-up, all records as Flower counts them; node-bytes-down and -up, of each node; refused, how many updates
-    were damaged; ratio, how many times larger the messages would have been as they were. RuntimeError if all of them were.
+    Adds to the training metrics, for training messages of this round: nodes, their ids; frame-bytes-down and -up, the
+    frames; bytes-down and bytes-up, all records as Flower counts them; node-bytes-down and -up, of each node; refused,
+    how many updates were damaged; ratio, how many times larger the messages would have been as they were. RuntimeError
+    if all updates were damaged. Messages of evaluation are compressed, too, and not counted.
+
+    Must be the outermost strategy. Statistics of BatchNorm are quantized like every floating-point tensor.
     """
 
     def __init__(self, strategy: Strategy, down="none", up="none", up_feedback=False, seed=0, after=0):
+        if not isinstance(strategy, Strategy) or isinstance(strategy, Compressed):
+            got = strategy.__name__ if isinstance(strategy, type) else type(strategy).__name__
+            raise TypeError(f"strategy must be one of flwr.serverapp.strategy such as FedAvg(), got {got}")
         self.strategy, self.down, self.up = strategy, parse_link(down), up
         if parse_link(up).mask < 1 and up_feedback:
             raise ValueError("up_feedback does not go with a mask: what a masked message lost grows without end")
@@ -56,6 +63,8 @@ class Compressed(Strategy):
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid):
         """The messages of the strategy inside, with frames instead of weights."""
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        if any(name.endswith("running_var") for name in arrays) and server_round == 1:
+            log(WARNING, "BatchNorm's running variance is quantized, too, and may become negative: watch for NaN")
         self._plain = sum(_bytes(message) for message in messages)
         self._compress(messages, server_round, "down")
         nodes = [message.metadata.dst_node_id for message in messages]
@@ -71,12 +80,13 @@ class Compressed(Strategy):
         """What the strategy inside makes of the decoded updates; a damaged one is left out, named and counted."""
         good, sizes, refused, frames = [], {}, 0, 0
         for reply in replies:
-            if not reply.has_error():
-                node = reply.metadata.src_node_id
+            node = reply.metadata.src_node_id
+            if reply.has_error():
+                log(WARNING, "round %d: node %d failed: %s%s", server_round, node, reply.error.reason, LACKS_MOD)
+            else:
                 frames, sizes[node] = frames + _frame_bytes(reply), _bytes(reply)
                 try:
-                    self._restore(reply)
-                    self._plain += _bytes(reply)
+                    self._plain += self._restore(reply)
                 except ValueError as error:  # WireError is one
                     refused += 1
                     log(WARNING, "round %d: the update of node %d is refused: %s", server_round, node, error)
@@ -93,7 +103,10 @@ class Compressed(Strategy):
         }
         cost = self._metrics["bytes-down"] + self._metrics["bytes-up"]
         self._metrics["ratio"] = self._plain / max(cost, 1)
-        log(INFO, "round %d: %s bytes, %.2f times smaller", server_round, f"{cost:,}", self._metrics["ratio"])
+        if len(sizes) > refused:
+            log(INFO, "round %d: %s bytes, %.2f times smaller", server_round, f"{cost:,}", self._metrics["ratio"])
+        else:
+            log(WARNING, "round %d: no node answered with an update", server_round)
         return arrays, MetricRecord({**(metrics or {}), **self._metrics})
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid):
@@ -125,8 +138,9 @@ class Compressed(Strategy):
                 done[id(old)] = old, new
             message.content = done[id(old)][1]
 
-    def _restore(self, reply: Message) -> None:
-        """Replace every frame by the server's exact weights minus the update in it."""
+    def _restore(self, reply: Message) -> int:
+        """Replace every frame by the server's exact weights minus the update in it; bytes of the reply without frames."""
+        plain = sum(record.count_bytes() for record in reply.content.values() if not _is_frame(record))
         for key, record in list(reply.content.array_records.items()):
             exact = self._sent.get(key)
             if exact is None:
@@ -140,12 +154,16 @@ class Compressed(Strategy):
                 raise ValueError(f"{key!r} holds other tensors than were sent")
             if not all(x.isfinite().all() for x in update.values()):
                 raise ValueError(f"{key!r} holds infinite or NaN values")
-            reply.content[key] = _record({name: x - update[name] for name, x in exact.items()})
+            model = {name: (x - update[name]).to(update[name].dtype) for name, x in exact.items()}
+            reply.content[key] = _record(model)  # in the client's precision: FedAdam's own weights are float64
+            plain += reply.content[key].count_bytes()
+        return plain
 
 
 def compressed(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Client mod: the app sees plain weights and answers with plain weights. Without `Compressed` it does nothing."""
     if SETTINGS not in message.content:
+        log(INFO, "messages are not compressed: the ServerApp's strategy is not in Compressed(...)")
         return call_next(message, context)
     content, settings = message.content, message.content[SETTINGS]
     frames = {key: record[STYPE].data for key, record in content.array_records.items() if _is_frame(record)}
@@ -159,7 +177,7 @@ def compressed(message: Message, context: Context, call_next: ClientAppCallable)
         coins = generator(settings["seed"], "up", settings["round"], client)
         for key in [key for key in received if key in reply.content.array_records]:
             trained = _state(reply.content[key])
-            update = {name: x - trained[name] for name, x in received[key].items()}
+            update = {name: (x - trained[name]).to(trained[name].dtype) for name, x in received[key].items()}
             reply.content[key] = _uplink(update, key, settings, coins, context)
     return reply
 

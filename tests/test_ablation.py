@@ -22,11 +22,11 @@ def test_a_wrong_name_lists_the_right_ones(capsys):
 
 
 def test_pairs_differ_in_one_option_only():
-    assert ("uniform-2-noclip-stochastic", "uniform-2-stochastic") in ablation.pairs("clip", 0.0, 0.01)
+    assert ("uniform-2-noclip-stochastic", "uniform-2-stochastic") in ablation.pairs("clip", "0", "0.01")
     curve = ablation.pairs("quantizer", "uniform", "cosine")
     assert [one.replace("uniform", "cosine") for one, _ in curve] == [other for _, other in curve]
     assert len(curve) == 8
-    assert ("cosine-2-mse", "cosine-2-auto-mse") in ablation.pairs("clip", 0.01, "auto")
+    assert ("cosine-2-mse", "cosine-2-auto-mse") in ablation.pairs("clip", "0.01", "auto")
     assert ablation.pairs("scale", "norm", "best") == []
 
 

@@ -65,7 +65,7 @@ def toy(mods, seen=None):
             seen.append(state)
         draws = torch.Generator().manual_seed(int(context.node_config["partition-id"]))
         after = {
-            name: w - (0.1 * torch.randn(w.shape, generator=draws) if w.is_floating_point() else -1)
+            name: (w - 0.1 * torch.randn(w.shape, generator=draws)).float() if w.is_floating_point() else w + 1
             for name, w in state.items()
         }
         return Message(
@@ -203,6 +203,47 @@ def test_a_node_that_fails_is_left_out():
     metrics = play(Compressed(FedAvg(), up="cosine:2"), toy([compressed]), spoil=fail).train_metrics_clientapp[1]
     assert metrics["refused"] == 0
     assert metrics["node-bytes-up"].count(0) == 1
+
+
+def test_nodes_without_the_mod_are_told_what_they_lack(caplog):
+    class Failing(Loopback):
+        def send_and_receive(self, messages, timeout=None):
+            replies = []
+            for message in messages:
+                with pytest.raises(TypeError, match=STYPE):  # what Flower says where the mod is missing
+                    self.app(message, self.contexts[message.metadata.dst_node_id])
+                replies.append(Message(Error(code=0, reason="TypeError"), reply_to=message))
+            return replies
+
+    Compressed(FedAvg(), down="cosine:8").start(Failing(toy([])), ArrayRecord(STATE), num_rounds=1)
+    assert caplog.text.count("failed: TypeError (a ClientApp without mods=[compressed]") == 4
+    assert "no node answered with an update" in caplog.text
+    assert "times smaller" not in caplog.text
+
+
+def test_the_ratio_counts_updates_in_the_client_s_precision():
+    """After its first step FedAdam's weights are float64; clients answer in float32, with compression or without."""
+    result = play(Compressed(FedAdam(), down="cosine:8", up="cosine:2"), toy([compressed]), rounds=2)
+    first, second = (
+        metrics["ratio"] * (metrics["bytes-down"] + metrics["bytes-up"])
+        for metrics in result.train_metrics_clientapp.values()
+    )
+    weights = sum(x.nbytes for x in STATE.values() if x.is_floating_point())
+    assert 0 <= second - first - 4 * weights < 100, "twice as long down to four nodes, the same up"
+
+
+def test_running_statistics_are_warned_of(caplog):
+    strategy = Compressed(FedAvg(), down="cosine:8", up="cosine:2")
+    strategy.start(
+        Loopback(toy([compressed])), ArrayRecord({**STATE, "norm.running_var": torch.ones(20)}), num_rounds=2
+    )
+    assert caplog.text.count("running variance is quantized, too") == 1
+
+
+@pytest.mark.parametrize("wrong", [FedAvg, "FedAvg", Compressed(FedAvg())])
+def test_what_is_no_strategy_is_refused_at_once(wrong):
+    with pytest.raises(TypeError, match=r"such as FedAvg\(\), got (FedAvg|str|Compressed)"):
+        Compressed(wrong)
 
 
 def test_error_feedback_stays_in_the_node_s_state():
