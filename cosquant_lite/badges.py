@@ -75,9 +75,11 @@ def _install(repository: str) -> str:
 import sys
 
 if "google.colab" in sys.modules:  # anywhere else this cell does nothing
+    from pathlib import Path
     from subprocess import run as call
 
-    call(["git", "clone", "--depth", "1", "https://github.com/{repository}", "cosquant-lite"], check=True)
+    if not Path("cosquant-lite").exists():  # the cell may run twice
+        call(["git", "clone", "--depth", "1", "https://github.com/{repository}", "cosquant-lite"], check=True)
     call([sys.executable, "-m", "pip", "install", "--quiet", "-e", "cosquant-lite[flower]"], check=True)
     sys.path.insert(0, "cosquant-lite")
     from cosquant_lite import badges

@@ -72,18 +72,20 @@ def grade(out: Path) -> list[dict]:
     """Grade out/submitted/STUDENT/exNN/*.ipynb, all that are there, and write out/grades.csv.
 
     A row has student, exercises, score, of, and remarks: what was wrong with the submission itself. One that cannot be
-    graded gets a row without a score, and the others go on. FileNotFoundError if nothing was submitted.
+    graded gets a row without a score, and the others go on. FileNotFoundError if nothing was built or submitted.
     """
+    if not (out / "nbgrader_config.py").exists():
+        raise FileNotFoundError(f"{out} was not made by `course build`: call that first, with the same --out")
     found = sorted(folder for folder in out.glob("submitted/*/*") if folder.is_dir())
     if not found:
         raise FileNotFoundError(f"no submissions: {out / 'submitted'} must hold STUDENT/exNN/NOTEBOOK.ipynb")
     grader, rows = api(out), []
     for folder in tqdm(found, unit="submission", disable=not sys.stderr.isatty()):
         rows.append(_grade_one(grader, folder))
-    with open(out / "grades.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+        with open(out / "grades.csv", "w", newline="", encoding="utf-8") as file:  # now: who stops it keeps the grades
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
     return rows
 
 

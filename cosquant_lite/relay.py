@@ -18,7 +18,6 @@ class Counted:
     port: int
     up: int = 0
     down: int = 0
-    connections: int = 0
 
 
 def connect(port: int, patience: float) -> socket.socket:

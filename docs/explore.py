@@ -32,7 +32,12 @@ PAGE = """<div class="explore" id="explore-{name}">
   const frames = {frames};
   const box = document.getElementById("explore-{name}");
   const [bits, clip] = box.querySelectorAll("input");
-  const show = () => Object.assign(box.querySelector("img"), frames[bits.value][clip.value]);
+  const names = {names};
+  const show = () => {{
+    Object.assign(box.querySelector("img"), frames[bits.value][clip.value]);
+    bits.setAttribute("aria-valuetext", names[0][bits.value]);
+    clip.setAttribute("aria-valuetext", names[1][clip.value]);
+  }};
   bits.oninput = clip.oninput = show;
   show();
 }})();
@@ -45,7 +50,8 @@ def page(name: str, text: str, draw: Callable[[int, float], tuple[Figure, str]])
     plots.use_style()
     frames = [[frame(*draw(bits, clip)) for clip in CLIPS] for bits in BITS]
     last = {"last_bits": len(BITS) - 1, "last_clip": len(CLIPS) - 1}
-    return PAGE.format(name=name, text=text, frames=json.dumps(frames), **last)
+    names = json.dumps([[str(bits) for bits in BITS], [f"{clip:.1%}" for clip in CLIPS]])
+    return PAGE.format(name=name, text=text, frames=json.dumps(frames), names=names, **last)
 
 
 def frame(fig: Figure, alt: str) -> dict[str, str]:
@@ -94,7 +100,7 @@ def layers() -> str:
             name = {cq.Cosine: "cosine", cq.Uniform: "even levels"}[make]
             errors[name] = [nmse(x, make(bits, clip).roundtrip(x)) for x in update.update.values()]
             ax.plot(errors[name], list(update.update), label=name, **{**look, "linestyle": ""})
-        ax.set(xscale="log", xlim=(1e-3, 40), xlabel="normalised error", title=f"{bits} bits, clip {clip:.1%}")
+        ax.set(xscale="log", xlim=(1e-3, 200), xlabel="normalised error", title=f"{bits} bits, clip {clip:.1%}")
         ax.invert_yaxis()
         ax.legend()
         plots.stamp(fig, update.source)

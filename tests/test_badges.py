@@ -49,6 +49,7 @@ def test_again_changes_nothing_and_another_address_replaces_the_first(copies):
 def test_the_installing_cell_does_nothing_elsewhere_and_on_colab_installs_and_says_what_is_missing(
     copies, monkeypatch, capsys
 ):
+    monkeypatch.chdir(copies)
     badges.write("someone/a-fork", copies)
     install = compile(cells(copies / NOTEBOOKS[0].name)[2].source, "install", "exec")
     called = []
@@ -63,6 +64,9 @@ def test_the_installing_cell_does_nothing_elsewhere_and_on_colab_installs_and_sa
     assert [words[0] for words in called] == ["git", sys.executable]
     assert "lacks:\n- " in (said := capsys.readouterr().out)
     assert "GPU" in said
+    (copies / "cosquant-lite").mkdir()  # as the clone leaves it
+    exec(install, {})
+    assert [words[0] for words in called[2:]] == [sys.executable], "run again it clones no second time"
 
 
 def test_a_wrong_address_is_named_and_nothing_is_written(copies, capsys):

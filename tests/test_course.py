@@ -163,4 +163,7 @@ def test_what_cannot_be_graded_is_named_and_the_others_go_on(graded):
 
 def test_without_submissions_it_says_where_they_belong(tmp_path, capsys):
     assert main(["course", "grade", "--out", str(tmp_path)]) == 2
+    assert "was not made by `course build`" in capsys.readouterr().err
+    (tmp_path / "nbgrader_config.py").touch()
+    assert main(["course", "grade", "--out", str(tmp_path)]) == 2
     assert "must hold STUDENT/exNN/NOTEBOOK.ipynb" in capsys.readouterr().err

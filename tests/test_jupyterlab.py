@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import nbformat
 import pytest
 
 from cosquant_lite.loopback import free_port
@@ -24,6 +25,11 @@ NOTEBOOK = "02_cosine_quantization.ipynb"
 def lab(tmp_path):
     """The address of a JupyterLab on copies of the notebooks (it saves what it runs)."""
     shutil.copytree(Path(__file__).parents[1] / "notebooks", tmp_path / "notebooks")
+    fresh = nbformat.read(tmp_path / "notebooks" / NOTEBOOK, as_version=4)
+    for cell in fresh.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(fresh, tmp_path / "notebooks" / NOTEBOOK)
     port = free_port()
     words = ["--no-browser", "--allow-root", f"--port={port}", f"--ServerApp.root_dir={tmp_path}"]
     words += ["--IdentityProvider.token=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
@@ -43,7 +49,7 @@ def lab(tmp_path):
     server.wait()
 
 
-def test_all_cells_run_and_the_slider_changes_the_figure(lab):
+def test_all_cells_run_and_the_slider_changes_the_figure(lab, tmp_path):
     with playwright.sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
@@ -63,4 +69,17 @@ def test_all_cells_run_and_the_slider_changes_the_figure(lab):
         page.keyboard.press("ArrowRight")
         playwright.expect(figure).not_to_have_attribute("src", before, timeout=60_000)
         assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+        deadline = time.monotonic() + 60
+        while not all(cell.execution_count for cell in saved(page, tmp_path)):
+            assert time.monotonic() < deadline, "a cell has not run"
+            page.wait_for_timeout(500)
+        assert not [out for cell in saved(page, tmp_path) for out in cell.outputs if out.output_type == "error"]
         browser.close()
+
+
+def saved(page, folder):
+    """The code cells as JupyterLab writes them to the file."""
+    page.keyboard.press("Control+s")
+    page.wait_for_timeout(500)
+    cells = nbformat.read(folder / "notebooks" / NOTEBOOK, as_version=4).cells
+    return [cell for cell in cells if cell.cell_type == "code"]
