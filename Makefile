@@ -32,7 +32,7 @@ figures: env     ## execute every notebook, write all figures and build/report.h
 test: env        ## style, unit tests, committed notebook outputs, and every notebook executed again
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder tests --nbval-lax notebooks/0[0-4]_*.ipynb
+	$(RUN) -m pytest -n 3 --dist loadscope --no-loadscope-reorder tests --nbval-lax notebooks/0[01]_*.ipynb
 
 fuzz: env        ## a million mutated frames against the decoder (about three minutes)
 	$(RUN) tests/fuzz_wire.py 1000000 1

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from memory import peak_memory
 
 from cosquant_lite import segmentation, wire
 from cosquant_lite.__main__ import main
@@ -95,6 +96,14 @@ def test_it_is_the_same_loop_with_real_bytes_whatever_the_workers(volumes):
         assert np.shape(left.record["dice_cases"]) == (4, 3)
     for name, x in one[-1].progress.weights.items():
         assert torch.equal(two[-1].progress.weights[name], x)
+
+
+def test_training_at_64_takes_at_most_four_gigabytes():
+    """The U-Net of the reference runs, two clients side by side, three cases a batch."""
+    settings = {**SITES, "model": "unet-small", "clients_per_round": 2, "batch_size": 3, "rounds": 1}
+    script = "from cosquant_lite.federated import *; from cosquant_lite.datasets.phantom import phantoms"
+    script += f"\nnext(rounds(FedConfig(**{settings}), phantoms(64), workers=2))"
+    assert 2**29 < peak_memory(script) < 2**32
 
 
 def test_clients_are_sites(volumes):
