@@ -8,6 +8,7 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -82,7 +83,10 @@ def test_no_link_is_dead(opened, site):
     page, _ = opened
     for target in page.eval_on_selector_all("a[href]", "links => links.map(link => link.href)"):
         if target.startswith(site):
-            assert (SITE / re.sub(r"[#?].*", "", target.removeprefix(site + "/"))).exists(), target
+            path, _, place = target.removeprefix(site + "/").partition("#")
+            file = SITE / path.partition("?")[0]
+            assert file.exists(), target
+            assert not place or f'id="{unquote(place)}"' in file.read_text("utf-8"), target
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -97,11 +101,16 @@ def test_axe_finds_no_serious_violation(opened, scheme):
 
 def test_sliders_change_the_figure_without_a_kernel(site, browser):
     for name in ("02_cosine_quantization", "03_error_analysis"):
-        page = browser.new_page()
+        page, wrong = browser.new_page(), []
+        page.on("console", lambda message, wrong=wrong: wrong.append(message.text))
+        page.on("pageerror", lambda error, wrong=wrong: wrong.append(str(error)))
         page.goto(f"{site}/notebooks/{name}.html")
-        image, bits = page.locator(".explore img"), page.get_by_label("bits")
-        before = image.get_attribute("alt")
-        bits.focus()
-        page.keyboard.press("ArrowRight")
-        assert image.get_attribute("alt") != before
+        image = page.locator(".explore img")
+        for label, spoken in (("bits", "3"), ("clip", "5.0%")):
+            before, slider = image.get_attribute("alt"), page.get_by_label(label)
+            slider.focus()
+            page.keyboard.press("ArrowRight")
+            assert image.get_attribute("alt") != before
+            assert slider.get_attribute("aria-valuetext") == spoken
+        assert wrong == []
         page.close()
