@@ -51,6 +51,7 @@ STEPS, FIRST = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0), 2.0
 SEARCH = {"rounds": 12, "evaluate_every": 12, "seed": 1000}
 RESULTS = runs.RESULTS / "ablation"  # the committed runs
 NOTHING = 2.2  # a training loss above it has learnt nothing: guessing has ln(10) = 2.303
+GUESSING = 10.0  # % accuracy of a network that has learnt nothing
 LATE = 4  # rounds at the end of a search run over which the loss is averaged
 
 
@@ -146,9 +147,16 @@ def accuracies(folder: Path = RESULTS) -> dict[str, dict[int, float]]:
 
 
 def gains(option: str, before: str, after: str, found: dict[str, dict[int, float]]) -> list[tuple[str, int, float]]:
-    """Points of accuracy that a change gives: (the cell before it, seed, difference), for each pair and common seed."""
+    """Points of accuracy that a change gives: (the cell before it, seed, difference), for each pair and common seed.
+
+    A run that diverged counts as GUESSING.
+    """
+
+    def points(cell: str, seed: int) -> float:
+        return GUESSING if math.isnan(found[cell][seed]) else found[cell][seed]
+
     return [
-        (one, seed, found[other][seed] - found[one][seed])
+        (one, seed, points(other, seed) - points(one, seed))
         for one, other in pairs(option, before, after)
         for seed in sorted(found.get(one, {}).keys() & found.get(other, {}).keys())
     ]
@@ -159,6 +167,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m cosquant_lite.ablation", description=__doc__.split("\n\n")[0])
     parser.add_argument("--only", default=",".join(CELLS), help="cells, separated by commas (default: all)")
     parser.add_argument("--seeds", default="0", help="separated by commas (default: 0)")
+    parser.add_argument("--step", type=float, help="a server step for all instead of the searched ones; into OUT/step-STEP")
     parser.add_argument("--runs", type=Path, default="build/runs", help="where runs are kept (default: build/runs)")
     parser.add_argument("--out", type=Path, default="build/results/ablation", help="where results go")
     parser.add_argument("--device", default="cpu", help="where clients train: cpu or cuda (default: cpu)")
@@ -168,12 +177,15 @@ def main(argv: list[str] | None = None) -> int:
         for cell in cells:
             configuration(cell)
         data = load_data("cifar10", RUN["data"])
-        chosen = steps(cells, data, args.runs, args.out, args.device)
+        if args.step is None:
+            chosen, out = steps(cells, data, args.runs, args.out, args.device), args.out
+        else:
+            chosen, out = dict.fromkeys(cells, args.step), args.out / f"step-{args.step:g}"
         for seed in seeds:
             for cell in cells:
                 settings = configuration(cell, server_lr=chosen[cell], seed=seed)
-                if not finished(args.out / experiments.file_name(cell, settings.split, seed), settings):
-                    experiments.run_and_write(cell, settings, data, args.runs, args.out, args.device)
+                if not finished(out / experiments.file_name(cell, settings.split, seed), settings):
+                    experiments.run_and_write(cell, settings, data, args.runs, out, args.device)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

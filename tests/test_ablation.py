@@ -30,17 +30,16 @@ def test_pairs_differ_in_one_option_only():
     assert ablation.pairs("scale", "norm", "best") == []
 
 
-def test_gains_are_seed_by_seed_and_a_diverged_run_has_none():
+def test_gains_are_seed_by_seed_and_a_diverged_run_guesses():
     found = {
         "uniform-2": {0: 50.0, 1: 51.0},
         "cosine-2": {1: 52.5, 2: 60.0},
         "cosine-4": {0: math.nan},
-        "uniform-4": {0: 1.0},
+        "uniform-4": {0: 30.0},
     }
     (two, four) = ablation.gains("quantizer", "uniform", "cosine", found)
     assert two == ("uniform-2", 1, 1.5)
-    assert four[:2] == ("uniform-4", 0)
-    assert math.isnan(four[2])
+    assert four == ("uniform-4", 0, -20.0)
 
 
 @pytest.fixture
@@ -94,6 +93,15 @@ def test_the_step_with_the_smallest_loss_is_taken_and_kept(short, tmp_path, monk
     monkeypatch.setattr(ablation, "search", never)
     monkeypatch.setattr(ablation.experiments, "run_and_write", never)
     assert ablation.main([*words, "--runs", str(tmp_path / "elsewhere")]) == 0
+
+
+def test_a_given_step_is_taken_without_a_search_and_kept_apart(short, tmp_path):
+    words = ["--only", "cosine-2", "--step", "0.5", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
+    assert ablation.main(words) == 0
+    (stored,) = tmp_path.glob("*/*.json")
+    assert stored.parent.name == "step-0.5"
+    assert json.loads(stored.read_text())["config"]["server_lr"] == 0.5
+    assert not (tmp_path / "steps.json").exists()
 
 
 def test_kept_steps_of_another_search_are_not_used(short, tmp_path, monkeypatch, capsys):
