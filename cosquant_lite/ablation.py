@@ -167,7 +167,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m cosquant_lite.ablation", description=__doc__.split("\n\n")[0])
     parser.add_argument("--only", default=",".join(CELLS), help="cells, separated by commas (default: all)")
     parser.add_argument("--seeds", default="0", help="separated by commas (default: 0)")
-    parser.add_argument("--step", type=float, help="a server step for all instead of the searched ones; into OUT/step-STEP")
+    parser.add_argument(
+        "--step", type=float, help="a server step for all instead of the searched ones; into OUT/step-STEP"
+    )
     parser.add_argument("--runs", type=Path, default="build/runs", help="where runs are kept (default: build/runs)")
     parser.add_argument("--out", type=Path, default="build/results/ablation", help="where results go")
     parser.add_argument("--device", default="cpu", help="where clients train: cpu or cuda (default: cpu)")
