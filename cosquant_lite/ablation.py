@@ -135,21 +135,35 @@ def _options(link: str) -> dict[str, str]:
 
 
 def accuracies(folder: Path = RESULTS) -> dict[str, dict[int, float]]:
-    """Accuracy in % after the last round, by cell and by seed; NaN where the run diverged. Cells without runs are left out."""
+    """Accuracy in % after the last round, by cell and by seed; NaN where the run is lost: it diverged, or only guesses.
+
+    Cells without runs are left out.
+    """
     found = {cell: reference.load(cell, "iid", folder) for cell in CELLS if reference.has(cell, "iid", folder)}
     return {
-        cell: {
-            result["config"]["seed"]: math.nan if result["diverged"] else 100 * result["rounds"]["accuracy"][-1]
-            for result in results
-        }
-        for cell, results in found.items()
+        cell: {result["config"]["seed"]: _accuracy(result) for result in results} for cell, results in found.items()
     }
+
+
+def _accuracy(result: dict) -> float:
+    accuracy = math.nan if result["diverged"] else 100 * result["rounds"]["accuracy"][-1]
+    return accuracy if accuracy > GUESSING else math.nan
+
+
+def by_step(folder: Path = RESULTS) -> dict[str, dict[float, dict[int, float]]]:
+    """Accuracies by cell, server step and seed: the searched step, and those that were run with --step."""
+    found = {}
+    for place in [folder, *sorted(folder.glob("step-*/"))]:
+        for cell, values in accuracies(place).items():
+            step = reference.load(cell, "iid", place)[0]["config"]["server_lr"]
+            found.setdefault(cell, {})[step] = values
+    return found
 
 
 def gains(option: str, before: str, after: str, found: dict[str, dict[int, float]]) -> list[tuple[str, int, float]]:
     """Points of accuracy that a change gives: (the cell before it, seed, difference), for each pair and common seed.
 
-    A run that diverged counts as GUESSING.
+    A run that is lost counts as GUESSING.
     """
 
     def points(cell: str, seed: int) -> float:

@@ -23,27 +23,28 @@ def train_clients(
     shuffles: list[torch.Generator],
     sgd: LocalSGD,
     loss_of: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
-    prepare: Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]] = as_they_are,
+    prepare: Callable[..., tuple[Tensor, Tensor]] = as_they_are,
 ) -> list[tuple[State, float]]:
     """`training.train_client` for K clients with n samples each. x: (K, n, ...), y: (K, n, ...), on the model's device."""
     clients = torch.arange(len(y), device=y.device).view(-1, 1)
     params = {name: w.to(y.device).expand(len(y), *w.shape).clone() for name, w in weights.items()}
-    moving = {name: torch.zeros_like(p) for name, p in params.items()}
+    # SGD is elementwise: a stacked weight moves as each client's would by itself
+    optimizer = torch.optim.SGD(params.values(), sgd.lr, sgd.momentum, weight_decay=sgd.weight_decay)
     step = vmap(grad_and_value(lambda params, x, y: loss_of(functional_call(model, params, (x,)), y)))
     losses = []
     for _ in range(sgd.epochs):
         order = torch.stack([torch.randperm(y.shape[1], generator=shuffle) for shuffle in shuffles]).to(y.device)
         for batch in order.split(sgd.batch_size, dim=1):
-            prepared = map(prepare, x[clients, batch], y[clients, batch], shuffles)
-            gradients, loss = step(params, *(torch.stack(part) for part in zip(*prepared)))
+            prepared = prepare(x[clients, batch].flatten(0, 1), y[clients, batch].flatten(0, 1), *shuffles)
+            gradients, loss = step(params, *(part.unflatten(0, batch.shape) for part in prepared))
             losses.append(loss)
             if sgd.max_norm:
                 norms = sum(g.flatten(1).square().sum(1) for g in gradients.values()).sqrt()
                 shorter = (sgd.max_norm / (norms + 1e-6)).clamp(max=1)
                 gradients = {name: g * shorter.view(-1, *[1] * (g.ndim - 1)) for name, g in gradients.items()}
             for name, p in params.items():
-                moving[name] = sgd.momentum * moving[name] + gradients[name] + sgd.weight_decay * p
-                params[name] = p - sgd.lr * moving[name]
+                p.grad = gradients[name]
+            optimizer.step()
     means = torch.stack(losses).double().mean(0).tolist()
     if not np.isfinite(means).all():
         raise FloatingPointError(

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from cosquant_lite.federated import FedConfig
 
 JITTER = 0.4  # brightness, contrast and saturation are scaled by a factor in 1 -/+ this, as in the authors' set-up
-GREY = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # luma weights of ITU-R BT.601, as in torchvision
+LUMA = 0.299, 0.587, 0.114  # weights of red, green and blue in ITU-R BT.601, as in torchvision
 
 
 def task(config: FedConfig, images: Images, parts: list[Tensor], device: torch.device) -> Task:
     """The paper's network on these images."""
-    train_x, test_x, prepare = _prepared(images, config.augment)
+    train_x, test_x, prepare = _prepared(images, config.augment, device)
     train_x, test_x, train_y, test_y = (x.to(device) for x in (train_x, test_x, images.train_y, images.test_y))
     model = cnn(len(images.classes)).to(device, memory_format=torch.channels_last)  # 1.3 times as fast on the CPU
 
@@ -38,17 +38,19 @@ def normalise(images: Images) -> tuple[Tensor, Tensor]:
     return train_x, test_x
 
 
-def _prepared(images: Images, augmented: bool):
-    """Training images, test images, and what is done to a batch of training images before the network sees it."""
+def _prepared(images: Images, augmented: bool, device: torch.device | str = "cpu"):
+    """Training images, test images, and what is done to a batch of training images on `device` before the network sees it."""
     pixels = images.train_x.transpose(0, 1).flatten(1).float() / 255
     mean, spread = pixels.mean(1).view(3, 1, 1), pixels.std(1).view(3, 1, 1)
 
-    def scaled(x: Tensor) -> Tensor:
-        return ((x - mean.to(x.device)) / spread.to(x.device)).contiguous(memory_format=torch.channels_last)
+    there = mean.to(device), spread.to(device)  # once, not for every batch
+
+    def scaled(x: Tensor, mean: Tensor = mean, spread: Tensor = spread) -> Tensor:
+        return ((x - mean) / spread).contiguous(memory_format=torch.channels_last)
 
     train_x, test_x = images.train_x / 255, images.test_x / 255
     if augmented:
-        return train_x, scaled(test_x), lambda x, y, shuffle: (scaled(augment(x, shuffle)), y)
+        return train_x, scaled(test_x), lambda x, y, *shuffles: (scaled(augment(x, *shuffles), *there), y)
     return scaled(train_x), scaled(test_x), as_they_are
 
 
@@ -64,26 +66,39 @@ def accuracy(pool: Pool, weights: State, x: Tensor, y: Tensor) -> float:
     return sum(pool.map(hits, zip(x.split(100), y.split(100)))) / len(y)
 
 
-def augment(x: Tensor, generator: torch.Generator) -> Tensor:
+def augment(x: Tensor, *generators: torch.Generator) -> Tensor:
     """Random crop (4 pixels of black around), flip and colour jitter of each image, as in the authors' set-up.
 
-    x: float32 in [0, 1], (n, 3, 32, 32). Jitter: brightness, then contrast, then saturation.
+    x: float32 in [0, 1], (n, 3, 32, 32). generators: each draws for an equal part of the images, in order: the same
+    numbers that it would draw for that part alone. Jitter: brightness, then contrast, then saturation.
     """
     n, size = len(x), x.shape[-1]
+    drawn = torch.cat([_draws(n // len(generators), generator) for generator in generators], 1).to(x.device)
+    (top, left), flipped, factors = drawn[:2].long(), drawn[2] > 0, drawn[3:].view(3, n, 1, 1, 1)
+    line = torch.arange(size, device=x.device)
+    columns = torch.where(flipped.view(n, 1), line.flip(0), line) + left.view(n, 1)
+    image = torch.arange(n, device=x.device).view(n, 1, 1)
+    x = pad(x, (4, 4, 4, 4))[image, :, (top.view(n, 1) + line).view(n, size, 1), columns.view(n, 1, size)]
+    brightness, contrast, saturation = factors
+    x = (x.permute(0, 3, 1, 2) * brightness).clamp(0, 1)
+    mean_grey = _grey(x).mean((2, 3), keepdim=True)
+    x = (mean_grey + contrast * (x - mean_grey)).clamp(0, 1)
+    grey = _grey(x)
+    return (grey + saturation * (x - grey)).clamp(0, 1)
+
+
+def _draws(n: int, generator: torch.Generator) -> Tensor:
+    """For n images: rows and columns of the crop's corner, whether it is flipped, three factors of the jitter; (6, n).
+
+    One tensor, so that it goes to a GPU in one copy.
+    """
     corners = torch.randint(0, 9, (2, n), generator=generator)
     flipped = torch.rand(n, generator=generator) < 0.5
-    factors = 1 + JITTER * (2 * torch.rand(3, n, 1, 1, 1, generator=generator) - 1)
-    brightness, contrast, saturation = factors.to(x.device)
-    grey_of = GREY.to(x.device)
-    rows = corners[0].view(n, 1) + torch.arange(size)
-    columns = corners[1].view(n, 1) + torch.arange(size)
-    columns = torch.where(flipped.view(n, 1), columns.flip(1), columns)
-    rows, columns = rows.to(x.device), columns.to(x.device)
-    x = pad(x, (4, 4, 4, 4))[
-        torch.arange(n, device=x.device).view(n, 1, 1), :, rows.view(n, size, 1), columns.view(n, 1, size)
-    ]
-    x = (x.permute(0, 3, 1, 2) * brightness).clamp(0, 1)
-    mean_grey = (x * grey_of).sum(1, keepdim=True).mean((2, 3), keepdim=True)
-    x = (mean_grey + contrast * (x - mean_grey)).clamp(0, 1)
-    grey = (x * grey_of).sum(1, keepdim=True)
-    return (grey + saturation * (x - grey)).clamp(0, 1)
+    factors = 1 + JITTER * (2 * torch.rand(3, n, generator=generator) - 1)
+    return torch.cat([corners, flipped[None], factors])
+
+
+def _grey(x: Tensor) -> Tensor:
+    """Brightness of images (n, 3, ...): (n, 1, ...)."""
+    red, green, blue = (weight * x[:, i : i + 1] for i, weight in enumerate(LUMA))
+    return red + green + blue

@@ -127,12 +127,19 @@ class LloydMax(Codebook):
         _check_bits(self.bits, 1)
 
     def levels_for(self, x: Tensor) -> Tensor:
-        """Begins at evenly spaced quantiles; each level then moves to the mean of the entries nearest to it."""
+        """Each level moves to the mean of the entries nearest to it, 200 times or until none moves.
+
+        They begin where many fine levels would be best, as dense as the cube root of the density of the entries (Panter
+        and Dite 1951); the gap between two neighbours is about 1 / density. Evenly spaced quantiles leave too few levels
+        in the tails, and from five bits on the iteration does not repair that.
+        """
         ordered = x.flatten().sort().values
         if not len(ordered):
             return torch.zeros(1, dtype=torch.float64)
         sums = torch.cat([torch.zeros(1, dtype=torch.float64, device=x.device), ordered.cumsum(0)])
-        levels = ordered[((torch.arange(self.levels) + 0.5) / self.levels * len(ordered)).long()]
+        place = torch.cat([ordered.new_zeros(1), ordered.diff().pow(2 / 3).cumsum(0)])
+        middles = (torch.arange(self.levels, dtype=x.dtype, device=x.device) + 0.5) / self.levels
+        levels = ordered[torch.searchsorted(place, middles * place[-1])]
         for _ in range(200):
             cuts = torch.searchsorted(ordered, (levels[1:] + levels[:-1]) / 2)
             cuts = torch.cat([cuts.new_zeros(1), cuts, cuts.new_full((1,), len(ordered))])

@@ -17,8 +17,8 @@ class Task:
     segmentation.task.
 
     x, y: all training samples and their labels, on the model's device. parts: the indices of each client's.
-    loss_of(outputs, targets): mean over a batch. prepare(x, y, shuffle): a batch of samples as network and loss take it,
-    augmented with random numbers from `shuffle`. measure(pool, weights): a value for each of METRICS, of which a
+    loss_of(outputs, targets): mean over a batch. prepare(x, y, *shuffles): a batch of samples as network and loss take it,
+    augmented with random numbers from `shuffles`, of which each serves an equal part of the batch. measure(pool, weights): a value for each of METRICS, of which a
     record holds None in rounds that are not measured. batches: whether the clients of a round can be trained as one
     batched network.
     """
@@ -29,5 +29,5 @@ class Task:
     parts: list[Tensor]
     loss_of: Callable[[Tensor, Tensor], Tensor]
     measure: Callable[[Pool, State], dict]
-    prepare: Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]] = as_they_are
+    prepare: Callable[..., tuple[Tensor, Tensor]] = as_they_are
     batches: bool = True

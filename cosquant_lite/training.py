@@ -32,7 +32,7 @@ class LocalSGD:
     max_norm: float = 0.0  # longer gradients are shortened to it; 0: no limit
 
 
-def as_they_are(x: Tensor, y: Tensor, shuffle: torch.Generator) -> tuple[Tensor, Tensor]:
+def as_they_are(x: Tensor, y: Tensor, *shuffles: torch.Generator) -> tuple[Tensor, Tensor]:
     """The batch itself: for samples that the network takes as they are stored."""
     return x, y
 
@@ -45,7 +45,7 @@ def train_client(
     shuffle: torch.Generator,
     sgd: LocalSGD,
     loss_of: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
-    prepare: Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]] = as_they_are,
+    prepare: Callable[..., tuple[Tensor, Tensor]] = as_they_are,
 ) -> tuple[State, float]:
     """E epochs of SGD from `weights` on one client's samples; returns the trained weights and the mean loss.
 

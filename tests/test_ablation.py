@@ -30,7 +30,7 @@ def test_pairs_differ_in_one_option_only():
     assert ablation.pairs("scale", "norm", "best") == []
 
 
-def test_gains_are_seed_by_seed_and_a_diverged_run_guesses():
+def test_gains_are_seed_by_seed_and_a_lost_run_guesses():
     found = {
         "uniform-2": {0: 50.0, 1: 51.0},
         "cosine-2": {1: 52.5, 2: 60.0},
@@ -100,7 +100,12 @@ def test_a_given_step_is_taken_without_a_search_and_kept_apart(short, tmp_path):
     assert ablation.main(words) == 0
     (stored,) = tmp_path.glob("*/*.json")
     assert stored.parent.name == "step-0.5"
-    assert json.loads(stored.read_text())["config"]["server_lr"] == 0.5
+    result = json.loads(stored.read_text())
+    assert result["config"]["server_lr"] == 0.5
+    assert ablation.by_step(tmp_path) == {"cosine-2": {0.5: {0: 100 * result["rounds"]["accuracy"][-1]}}}
+    for lost in ({"diverged": "too long"}, {"rounds": {"accuracy": [0.5, 0.1]}}):
+        stored.write_text(json.dumps(result | lost))
+        assert math.isnan(ablation.by_step(tmp_path)["cosine-2"][0.5][0])
     assert not (tmp_path / "steps.json").exists()
 
 

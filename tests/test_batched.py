@@ -18,7 +18,7 @@ from cosquant_lite.training import LocalSGD, as_they_are, train_client
     ids=["plain", "momentum", "shortened"],
 )
 @pytest.mark.parametrize(
-    "prepare", [as_they_are, lambda x, y, shuffle: (augment(x, shuffle), y)], ids=["", "augmented"]
+    "prepare", [as_they_are, lambda x, y, *shuffles: (augment(x, *shuffles), y)], ids=["", "augmented"]
 )
 def test_each_client_ends_where_it_ends_alone(options, prepare):
     model, draws = cnn(), torch.Generator().manual_seed(0)

@@ -75,6 +75,12 @@ def test_lloyd_max_reaches_the_textbook_s_error_on_a_gaussian(bits, error):
     )
 
 
+def test_many_levels_reach_the_tails():
+    """A Laplacian of unit variance with L fine levels: 9 / (2 L^2), by Panter and Dite's formula."""
+    x = torch.distributions.Laplace(0.0, 0.5**0.5).icdf(torch.rand(100_000, generator=coins()).clamp(1e-6, 1 - 1e-6))
+    assert nmse(x, LloydMax(6).roundtrip(x)) < 4.5 / 2**12
+
+
 def test_lloyd_max_is_no_worse_than_any_shifted_levels():
     x = gaussian(3_000) ** 3
     best = nmse(x, LloydMax(2).roundtrip(x))
