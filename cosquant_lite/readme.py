@@ -10,6 +10,7 @@ RESULTS = "<!-- results: written by `make readme` -->", "<!-- end of results -->
 SPEED = "<!-- speed: written by `make readme` -->", "<!-- end of speed -->"
 FEDERATED = "<!-- federated: written by `make readme` -->", "<!-- end of federated -->"
 BRATS = "<!-- brats: written by `make readme` -->", "<!-- end of brats -->"
+CLAIMS = "<!-- claims: written by `make readme` -->", "<!-- end of claims -->"
 ROUND = "<!-- round: written by `make readme` -->", "<!-- end of round -->"
 SHOWN = ("cosine 1, clip 1 %", "cosine 2, clip 1 %", "cosine 4, clip 1 %", "cosine 4, no clip", "cosine 8, no clip",
                  "cosine 2, clip 1 %, deflate", "cosine 2, clip 1 %, ans", "torch definition 4, clip 1 %", "hivemind uniform 8",
@@ -54,10 +55,19 @@ def one_round() -> str:
     return "\n".join(rows)
 
 
+def claims() -> str:
+    """What the committed runs say about each claim of the paper."""
+    rows = ["| claim | source | here | evidence | runs in `results/` |", "|---|---|---|---|---|"]
+    for claim in json.loads((runs.RESULTS / "claims.json").read_text("utf-8"))["claims"]:
+        names = ", ".join(f"`{name}`" for name in claim["runs"])
+        rows.append(f"| {claim['claim']} | {claim['source']} | **{claim['verdict']}** | {claim['evidence']} | {names} |")
+    return "\n".join(rows)
+
+
 def with_tables(text: str) -> str:
     """README text with each table between its two markers replaced."""
     tables = {RESULTS: table(), FEDERATED: reference.table(), BRATS: reference.brats_table()}
-    tables |= {SPEED: speed(), ROUND: one_round()}
+    tables |= {SPEED: speed(), ROUND: one_round(), CLAIMS: claims()}
     for (begin, end), content in tables.items():
         before, rest = text.split(begin)
         text = before + begin + "\n" + content + "\n" + end + rest.split(end)[1]
