@@ -60,7 +60,9 @@ def claims() -> str:
     rows = ["| claim | source | here | evidence | runs in `results/` |", "|---|---|---|---|---|"]
     for claim in json.loads((runs.RESULTS / "claims.json").read_text("utf-8"))["claims"]:
         names = ", ".join(f"`{name}`" for name in claim["runs"])
-        rows.append(f"| {claim['claim']} | {claim['source']} | **{claim['verdict']}** | {claim['evidence']} | {names} |")
+        rows.append(
+            f"| {claim['claim']} | {claim['source']} | **{claim['verdict']}** | {claim['evidence']} | {names} |"
+        )
     return "\n".join(rows)
 
 
