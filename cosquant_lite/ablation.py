@@ -6,6 +6,7 @@ so each cell first gets the server step of STEPS that has the smallest training 
 their own; no test image is looked at). Then all cells run with each seed. The clients' step size falls to zero along a
 cosine: without that, a large step makes accuracy jump from round to round, and the training loss, which clients report
 after they have begun to repair the jump, does not show it. Finished runs are only read, interrupted ones go on.
+Twelve rounds can take a step for the best that is too long for sixty: --step runs cells with another one (notebook 08).
 """
 
 import argparse

@@ -16,10 +16,10 @@ class Task:
     segmentation.task.
 
     x, y: all training samples and their labels, on the model's device. parts: the indices of each client's.
-    loss_of(outputs, targets): mean over a batch. prepare(x, y, *shuffles): a batch of samples as network and loss take it,
-    augmented with random numbers from `shuffles`, of which each serves an equal part of the batch. measure(pool, weights): a value for each of METRICS, of which a
-    record holds None in rounds that are not measured. batches: whether the clients of a round can be trained as one
-    batched network.
+    loss_of(outputs, targets): mean over a batch. prepare(x, y, *shuffles): a batch of samples as network and loss take
+    it, augmented with random numbers from `shuffles`, of which each serves an equal part of the batch. measure(pool,
+    weights): a value for each of METRICS, of which a record holds None in rounds that are not measured. batches: whether
+    the clients of a round can be trained as one batched network.
     """
 
     model: nn.Module
