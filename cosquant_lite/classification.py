@@ -73,29 +73,19 @@ def augment(x: Tensor, *generators: torch.Generator) -> Tensor:
     numbers that it would draw for that part alone. Jitter: brightness, then contrast, then saturation.
     """
     n, size = len(x), x.shape[-1]
-    drawn = torch.cat([_draws(n // len(generators), generator) for generator in generators], 1).to(x.device)
-    (top, left), flipped, factors = drawn[:2].long(), drawn[2] > 0, drawn[3:].view(3, n, 1, 1, 1)
+    # one call of each generator and one copy to the device: a GPU waits for both at every step
+    drawn = torch.cat([torch.rand(6, n // len(generators), generator=each) for each in generators], 1).to(x.device)
+    (top, left), flipped = (9 * drawn[:2]).long(), drawn[2] < 0.5
+    brightness, contrast, saturation = (1 + JITTER * (2 * drawn[3:] - 1)).view(3, n, 1, 1, 1)
     line = torch.arange(size, device=x.device)
     columns = torch.where(flipped.view(n, 1), line.flip(0), line) + left.view(n, 1)
     image = torch.arange(n, device=x.device).view(n, 1, 1)
     x = pad(x, (4, 4, 4, 4))[image, :, (top.view(n, 1) + line).view(n, size, 1), columns.view(n, 1, size)]
-    brightness, contrast, saturation = factors
     x = (x.permute(0, 3, 1, 2) * brightness).clamp(0, 1)
     mean_grey = _grey(x).mean((2, 3), keepdim=True)
     x = (mean_grey + contrast * (x - mean_grey)).clamp(0, 1)
     grey = _grey(x)
     return (grey + saturation * (x - grey)).clamp(0, 1)
-
-
-def _draws(n: int, generator: torch.Generator) -> Tensor:
-    """For n images: rows and columns of the crop's corner, whether it is flipped, three factors of the jitter; (6, n).
-
-    One tensor, so that it goes to a GPU in one copy.
-    """
-    corners = torch.randint(0, 9, (2, n), generator=generator)
-    flipped = torch.rand(n, generator=generator) < 0.5
-    factors = 1 + JITTER * (2 * torch.rand(3, n, generator=generator) - 1)
-    return torch.cat([corners, flipped[None], factors])
 
 
 def _grey(x: Tensor) -> Tensor:

@@ -12,10 +12,9 @@ from cosquant_lite.training import LocalSGD, train_client
 
 def test_augmentation_is_torchvisions_with_our_random_numbers():
     x = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    ours, draws = augment(x, torch.Generator().manual_seed(1)), torch.Generator().manual_seed(1)
-    corners = torch.randint(0, 9, (2, 40), generator=draws)
-    flipped = torch.rand(40, generator=draws) < 0.5
-    factors = 1 + JITTER * (2 * torch.rand(3, 40, generator=draws) - 1)
+    ours = augment(x, torch.Generator().manual_seed(1))
+    draws = torch.rand(6, 40, generator=torch.Generator().manual_seed(1))
+    corners, flipped, factors = (9 * draws[:2]).int(), draws[2] < 0.5, 1 + JITTER * (2 * draws[3:] - 1)
     for i in range(40):
         image = reference.crop(reference.pad(x[i], 4), int(corners[0, i]), int(corners[1, i]), 32, 32)
         image = reference.horizontal_flip(image) if flipped[i] else image
