@@ -88,6 +88,10 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", choices=("codec", "round", "scale"), help="measure just this (default: codec and round)"
     )
+    parser.add_argument("--device", default="cpu", help="of round: where clients train (default: cpu)")
+    parser.add_argument(
+        "--profile", default="reference", help="of round: local training, reference or full (default: reference)"
+    )
     parser.add_argument("--flower", type=Path, help="a script that prints the seconds of Flower's rounds, to compare")
     parser.add_argument("--clients", default="10,100,1000", help="of scale: how many clients (default: 10,100,1000)")
     parser.set_defaults(command=_bench)
@@ -100,7 +104,7 @@ def _bench(args: argparse.Namespace) -> None:
     if args.only in (None, "codec"):
         bench(args.entries, args.repeat, args.out)
     if args.only in (None, "round"):
-        bench_round(args.repeat, args.out, args.flower)
+        bench_round(args.repeat, args.out, args.flower, args.device, args.profile)
     if args.only == "scale":
         from cosquant_lite.bench_scale import bench_scale
 

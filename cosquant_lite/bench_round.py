@@ -1,8 +1,8 @@
 """How long a federated round takes with real messages, without any, and in Flower's simulation, in one run.
 
 The work: 10 of 100 clients, each one epoch over 500 CIFAR-10-shaped images (random pixels: the time does not depend on
-them) in batches of 50, the paper's network; no accuracy is measured. "Bare" is the training of the same batches on as
-many threads, and nothing else. Every repetition measures bare training and each round one after the other, beginning
+them) in batches of 50, the paper's network; no accuracy is measured. With the profile "full": five epochs, momentum,
+weight decay and augmentation. "Bare" is the training of the same batches by the same code, and nothing else. Every repetition measures bare training and each round one after the other, beginning
 with another one each time; ratios are taken within a repetition. Flower runs by itself, so its ratios are of medians.
 """
 
@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -21,11 +22,11 @@ from tqdm import tqdm
 
 from cosquant_lite import runs
 from cosquant_lite.bench import processor
-from cosquant_lite.classification import normalise
-from cosquant_lite.datasets import Images, partition
-from cosquant_lite.federated import FedConfig, generator, local_sgd, rounds
-from cosquant_lite.models import cnn, initial_weights
-from cosquant_lite.training import Pool, train_client
+from cosquant_lite.datasets import Images
+from cosquant_lite.experiments import PROFILES
+from cosquant_lite.federated import FedConfig, generator, make_task, rounds, train_chosen, usable
+from cosquant_lite.models import initial_weights
+from cosquant_lite.training import Pool
 
 LINKS = {
     "float32 both ways": {},
@@ -35,17 +36,24 @@ LINKS = {
 FLOWER = re.compile(r"round (\d+): ([\d.]+) s")  # what the script prints
 
 
-def bench_round(repeat: int, out: Path, flower: Path | None = None) -> dict:
-    """Measure, print a table, write round.json. flower: a script that prints "round N: X s" for the same work."""
+def bench_round(
+    repeat: int, out: Path, flower: Path | None = None, device: str = "cpu", profile: str = "reference"
+) -> dict:
+    """Measure, print a table, write round.json. flower: a script that prints "round N: X s" for the same work on the CPU.
+
+    device: where clients train. profile: whose local training, "reference" or "full".
+    """
+    runs.check_choice("profile", profile, ("reference", "full"))
     if flower and not flower.is_file():
         raise ValueError(f"no such file: {flower}")
-    images = _images(50_000)
-    running = {
-        name: rounds(FedConfig(rounds=repeat + 2, evaluate_every=repeat + 9, **links), images)
-        for name, links in LINKS.items()
-    }
-    measure = {"bare training": _bare(images)}
-    measure |= {name: lambda number, steps=steps: next(steps).record["seconds"] for name, steps in running.items()}
+    images, settings = (
+        _images(50_000),
+        {**PROFILES["cifar10"][profile], "rounds": repeat + 2, "evaluate_every": repeat + 9},
+    )
+    measure = {"bare training": _bare(FedConfig(**settings), images, device)}
+    for name, links in LINKS.items():
+        running = rounds(FedConfig(**settings, **links), images, device=device)
+        measure[name] = lambda number, running=running: next(running).record["seconds"]
     names, times = list(measure), {name: [] for name in measure}
     for number in tqdm(range(1, repeat + 2), unit="round", leave=False, disable=not sys.stderr.isatty()):
         first = number % len(names)
@@ -55,8 +63,10 @@ def bench_round(repeat: int, out: Path, flower: Path | None = None) -> dict:
     if flower:
         times["Flower, float32"] = _flower(flower, repeat)
     rows = [_row(name, taken, times) for name, taken in times.items()]
-    print("\n".join([HEAD, *map(_line, rows)]))
+    print(f"{f'a round: 10 clients, E = {FedConfig(**settings).epochs}, {device}':28}{HEAD}")
+    print("\n".join(map(_line, rows)))
     about = {"source": "random pixels", "threads": os.cpu_count(), "processor": processor(), "repeat": repeat}
+    about |= {"profile": profile, "device": torch.cuda.get_device_name() if device.startswith("cuda") else device}
     about |= {"flwr": version("flwr")} if flower else {}
     result = {**about, "command": runs.command_line(), **runs.provenance(), "rows": rows}
     runs.write_json(out / "round.json", result)
@@ -73,23 +83,16 @@ def _images(n: int) -> Images:
     return Images(*some(n), *some(100), tuple("abcdefghij"), "random pixels")
 
 
-def _bare(images: Images):
+def _bare(config: FedConfig, images: Images, device: str) -> Callable[[int], float]:
     """A function of the round's number: the seconds that training its clients takes, from the first round's weights."""
-    config = FedConfig()
-    model = cnn(10).to(memory_format=torch.channels_last)
-    weights, (x, _) = initial_weights(model, config.seed), normalise(images)
-    parts = partition.split(config.split, images.train_y, config.clients, generator(config.seed, "split"))
-    pool, sgd = Pool(model, os.cpu_count()), local_sgd(config, 1)
+    task = make_task(config, images, usable(device))
+    weights, pool = initial_weights(task.model, config.seed), Pool(task.model, os.cpu_count())
 
     def seconds(number: int) -> float:
         order = torch.randperm(config.clients, generator=generator(config.seed, "sample", number))
         start = perf_counter()
-        pool.map(lambda client: train(client, number), order[:10].tolist())
+        train_chosen(config, task, pool, weights, number, order[:10].tolist(), together=device != "cpu")
         return perf_counter() - start
-
-    def train(client: int, number: int) -> None:
-        mine, shuffle = parts[client], generator(config.seed, "client", number, client)
-        train_client(pool.model(), weights, x[mine], images.train_y[mine], shuffle, sgd)
 
     return seconds
 
@@ -120,9 +123,9 @@ def _row(name: str, taken: list[float], times: dict[str, list[float]]) -> dict:
     return row | {"over_bare": median(ratios), "low": low, "high": high}
 
 
-HEAD = f"{'a round: 10 clients, E = 1':28}{'fastest':>10}{'median':>10}{'over bare training':>26}"
+HEAD = f"{'fastest':>10}{'median':>10}{'over bare training':>26}"
 
 
 def _line(row: dict) -> str:
     quartiles = f"({row['low']:.2f} to {row['high']:.2f})"
-    return f"{row['name']:28}{row['fastest']:8.2f} s{row['median']:8.2f} s{row['over_bare']:10.2f} {quartiles:>15}"
+    return f"{row['name']:28}{row['fastest']:8.3f} s{row['median']:8.3f} s{row['over_bare']:10.2f} {quartiles:>15}"

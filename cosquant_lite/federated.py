@@ -184,7 +184,7 @@ def _round(config: FedConfig, task: Task, pool: Pool, progress: Progress, togeth
     order = torch.randperm(config.clients, generator=generator(config.seed, "sample", number))
     chosen = order[: config.clients_per_round].tolist()
     sizes = [len(task.parts[client]) for client in chosen]
-    trained, losses = zip(*_train(config, task, pool, received, number, chosen, together))
+    trained, losses = zip(*train_chosen(config, task, pool, received, number, chosen, together))
     origin = received if config.up_from == "received" else progress.weights
     updates = [{name: w - after[name].cpu() for name, w in origin.items()} for after in trained]
     deliveries, lost = zip(*_uploads(config, progress, number, chosen, updates))
@@ -209,8 +209,10 @@ def _round(config: FedConfig, task: Task, pool: Pool, progress: Progress, togeth
     return Round(record, received, updates, progress)
 
 
-def _train(config: FedConfig, task: Task, pool: Pool, received: State, number: int, chosen: list[int], together: bool):
-    """Each chosen client's trained weights and mean loss."""
+def train_chosen(
+    config: FedConfig, task: Task, pool: Pool, received: State, number: int, chosen: list[int], together: bool
+) -> list[tuple[State, float]]:
+    """Each chosen client's trained weights and mean loss in round `number`. together: as in `rounds`."""
     sgd = local_sgd(config, number)
     data = [(task.x[part], task.y[part]) for part in (task.parts[client] for client in chosen)]
     shuffles = [generator(config.seed, "client", number, client) for client in chosen]

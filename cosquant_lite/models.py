@@ -1,6 +1,7 @@
 """The networks of the paper."""
 
 from collections import OrderedDict
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,12 @@ MODELS = {"cifar10": ("cnn",), "brats": tuple(UNETS)}  # which networks a data s
 
 
 def initial_weights(model: nn.Module, seed: int) -> dict[str, Tensor]:
-    """A fresh PyTorch-default initialisation of the model, the same for the same seed; the global state is kept."""
+    """A fresh PyTorch-default initialisation of the model, on the CPU, the same for the same seed; the global state is kept.
+
+    Drawn into a contiguous copy on the CPU: a GPU has random numbers of its own, and torch 2.11 draws those of a
+    channels-last tensor in another order than torch 2.14.
+    """
+    model = deepcopy(model).to("cpu", memory_format=torch.contiguous_format)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in model.modules():

@@ -1,10 +1,12 @@
 """The clients of a round trained as one batched network, against each client by itself."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from cosquant_lite.batched import train_clients
+from cosquant_lite.batched import gradients_of, train_clients
 from cosquant_lite.classification import augment
 from cosquant_lite.datasets import load_data
 from cosquant_lite.federated import FedConfig, rounds
@@ -46,11 +48,32 @@ def test_a_round_together_is_a_round_alone():
         torch.testing.assert_close(together[0].progress.weights[name], x, rtol=0, atol=2e-3)
 
 
+def test_the_first_weights_do_not_depend_on_the_layout_or_change_the_model():
+    model = cnn().to(memory_format=torch.channels_last)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    for name, x in initial_weights(model, 0).items():
+        assert x.is_contiguous()
+        assert torch.equal(x, initial_weights(cnn(), 0)[name])
+        assert torch.equal(model.state_dict()[name], before[name])
+
+
 def test_a_diverging_client_is_named_here_too():
     model, x = cnn(), torch.randn(2, 20, 3, 32, 32)
     y, shuffles = torch.zeros(2, 20, dtype=torch.long), [torch.Generator().manual_seed(k) for k in range(2)]
     with pytest.raises(FloatingPointError, match="try a smaller lr"):
         train_clients(model, initial_weights(model, 0), x, y, shuffles, LocalSGD(30, 5, 1e8))
+
+
+def test_the_step_compiles_as_one_graph_with_the_same_gradients(monkeypatch):
+    """What a GPU runs, as far as it can be seen without one: traced, not translated to kernels."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    model, draws = cnn(), torch.Generator().manual_seed(0)
+    params = {name: w.expand(2, *w.shape) for name, w in initial_weights(model, 0).items()}
+    x, y = torch.rand(2, 5, 3, 32, 32, generator=draws), torch.randint(10, (2, 5), generator=draws)
+    (plain, losses), (graph, others) = (gradients_of(model, cross_entropy, way)(params, x, y) for way in (False, True))
+    torch.testing.assert_close(others, losses)
+    for name in params:
+        torch.testing.assert_close(graph[name], plain[name])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
