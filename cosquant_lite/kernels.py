@@ -1,7 +1,8 @@
 """The fast path from a tensor to packed codes and back, on all cores; same codes as `quantize.py`.
 
-Small tensors, float64, other devices than the CPU and the comparators go through the definition itself in one piece,
-and so does stochastic rounding, a chunk at a time. A large float32 tensor on the CPU takes two or three passes, compiled by numba:
+Float64, other devices than the CPU and the comparators go through the definition itself in one piece. A float32 tensor on
+the CPU takes two or three passes, compiled by numba (codes of small tensors and of stochastic rounding are made by the
+definition, a chunk at a time):
 
 1. the sum of squares, the extremes and, with a clip, the clipped maximum by counting: floats of one sign are ordered
    like the whole numbers that their bits spell, so a count of the upper 15 bits and then one of the lower 16 bits finds
@@ -32,7 +33,7 @@ from cosquant_lite.mask import take
 from cosquant_lite.packing import pack, packed_bytes, unpack
 from cosquant_lite.quantize import Cosine, ScalarQuantizer, Uniform
 
-SMALL, FEW = 2**15, 2**10  # entries below which the definition is as fast, to encode and to decode
+SMALL = 2**15  # entries below which the definition makes codes as fast
 PER_THREAD = 2**20  # entries; starting a thread for fewer costs more than it gives
 SORTED = 2**18  # entries up to which sorting in part is faster than counting
 CHUNK = 2**16  # entries summed by themselves, so that sums do not depend on the number of threads
@@ -47,7 +48,7 @@ def quantize_packed(
 
     keep: flat, boolean: which entries get codes. Other arguments, and errors, as in `Cosine.quantize`.
     """
-    if not (_is_large(x) and isinstance(quantizer, (Cosine, Uniform))):
+    if not (_is_fast(x) and isinstance(quantizer, (Cosine, Uniform))):
         quantized = quantizer.quantize(x, generator, keep=keep)
         return quantized.floats, pack(quantized.codes, quantizer.bits)
     quantize.check_generator(quantizer.rounding, generator, x.device)
@@ -58,11 +59,11 @@ def quantize_packed(
         quantize.check_tensor(x)  # raises, and says where the NaN or infinity is
     floats = quantizer.side_info(*found)
     kept = flat if keep is None else take(flat, keep)
-    if quantizer.rounding == "nearest":
+    if quantizer.rounding == "nearest" and len(kept) >= SMALL:
         packed = _nearest(kept.numpy(), quantizer, floats)
     else:
-        parts = [pack(quantizer.codes(part, floats, generator), quantizer.bits) for part in kept.split(CHUNK)]
-        packed = torch.cat(parts)
+        parts = [_packed(quantizer.codes(part, floats, generator), quantizer.bits) for part in kept.split(CHUNK)]
+        packed = torch.cat(parts) if len(parts) > 1 else parts[0]
     if quantizer.scale == "norm":
         return floats, packed
     squared = found[0] ** 2 if keep is None else statistics(kept, 0)[0] ** 2
@@ -71,18 +72,16 @@ def quantize_packed(
 
 def dequantize_packed(packed: Tensor, table: Tensor, bits: int, n: int) -> Tensor:
     """The n entries of `table` that the packed codes name, flat, in the table's dtype, on the device of `packed`."""
-    if n < FEW or packed.device.type != "cpu":
+    if packed.device.type != "cpu":
         return table.to(packed.device)[unpack(packed, bits, n).int()]
     values = _words(table)
     out = np.empty(n, values.dtype)  # numpy asks for large pages, torch does not: here a tenth of the time
     source = packed.numpy()
-    whole = n - n % 8
 
     def look_up(start: int, stop: int) -> None:
         _look_up(source[start * bits // 8 :], bits, values, out[start:stop])
 
-    _in_parts(look_up, whole)
-    out[whole:] = values[unpack(packed[whole * bits // 8 :], bits, n - whole).numpy()]
+    _in_parts(look_up, n)
     return torch.from_numpy(out).view(table.dtype)
 
 
@@ -141,26 +140,40 @@ def _by_code(x: Tensor, packed: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.concatenate(sums).sum(0) + last[0]), torch.from_numpy(sum(counts) + last[1])
 
 
-def borders(quantizer: Cosine | Uniform, floats: tuple[float, float]) -> np.ndarray:
+def borders(quantizer: Cosine | Uniform, floats: tuple[float, float], values: np.ndarray | None = None) -> np.ndarray:
     """The levels - 1 borders between codes on the axis of x, ascending: each the smallest float32 above one.
 
     The inverse formula says where a border is, up to rounding; the definition then decides between the neighbours.
+    values: what will be compared with the borders, if it is known: it can spare a search.
     """
-    between = torch.arange(quantizer.levels - 1, dtype=torch.float64, device="cpu") + 0.5
+    table, between = (
+        quantizer.table(floats),
+        torch.arange(quantizer.levels - 1, dtype=torch.float64, device="cpu") + 0.5,
+    )
+    falls = bool(table[0] > table[-1])
+
+    def above(keys: np.ndarray, between: Tensor) -> np.ndarray:
+        """Whether the definition puts the float32 of each key above the border."""
+        codes = quantizer.codes(torch.from_numpy(_ordered.py_func(keys).view(np.float32)), floats)
+        return (codes < between if falls else codes > between).numpy()
+
     at = quantizer.value(between, floats).numpy()
     keys = _ordered.py_func(at.astype(np.float32).view(np.int32)) + np.arange(-2, 3, dtype=np.int32)[:, None]
-    above = _above(quantizer, floats, keys, between)
-    first = keys[np.where(above.any(0), above.argmax(0), 4), np.arange(len(between))]
+    beyond = above(keys, between)
+    first = keys[np.where(beyond.any(0), beyond.argmax(0), 4), np.arange(len(between))]
     for i in np.flatnonzero(np.abs(at) < 1e-15 * abs(floats[0])):  # here float64 has no digit left to say where
-        first[i] = _search(lambda keys, i=i: _above(quantizer, floats, keys, between[i]))
+        first[i] = _near_zero(lambda keys, i=i: above(keys, between[i]), np.float32(1e-14 * abs(floats[0])), values)
     return np.sort(_ordered.py_func(first).view(np.float32))
 
 
-def _above(quantizer: Cosine | Uniform, floats: tuple[float, float], keys: np.ndarray, between: Tensor) -> np.ndarray:
-    """Whether the definition puts the float32 of each key above the border."""
-    table = quantizer.table(floats)
-    codes = quantizer.codes(torch.from_numpy(_ordered.py_func(keys).view(np.float32)), floats)
-    return (codes < between if table[0] > table[-1] else codes > between).numpy()
+def _near_zero(above: Callable[[np.ndarray], np.ndarray], near: np.float32, values: np.ndarray | None) -> int:
+    """The key of a border that is nearer to 0 than `near`; if no value is as near except 0 itself, one that does as well."""
+    if values is not None and not (values[np.abs(values) <= near]).any():
+        key = int(near.view(np.int32))
+        below, zero, beyond = above(np.array([~key, 0, key], np.int32))  # ~key: of -near
+        if beyond and not below:
+            return 0 if zero else 1
+    return _search(above)
 
 
 def _search(above: Callable[[np.ndarray], np.ndarray]) -> int:
@@ -173,9 +186,16 @@ def _search(above: Callable[[np.ndarray], np.ndarray]) -> int:
     return high
 
 
-def _is_large(x) -> bool:
+def _is_fast(x) -> bool:
     fits = isinstance(x, Tensor) and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
-    return fits and x.device.type == "cpu" and x.layout == torch.strided and x.numel() >= SMALL
+    return fits and x.device.type == "cpu" and x.layout == torch.strided and x.numel() > 0
+
+
+def _packed(codes: Tensor, bits: int) -> Tensor:
+    """`packing.pack` of uint8 codes on the CPU."""
+    out = np.empty(packed_bytes(codes.numel(), bits), np.uint8)
+    _pack(codes.flatten().numpy(), bits, out)
+    return torch.from_numpy(out)
 
 
 def _nearest(values: np.ndarray, quantizer: Cosine | Uniform, floats: tuple[float, float]) -> Tensor:
@@ -183,10 +203,11 @@ def _nearest(values: np.ndarray, quantizer: Cosine | Uniform, floats: tuple[floa
     bits, table, n = quantizer.bits, quantizer.table(floats), len(values)
     whole = n - n % 8
     packed = np.empty(packed_bytes(n, bits), np.uint8)
-    packed[whole * bits // 8 :] = pack(quantizer.codes(torch.from_numpy(values[whole:]), floats), bits).numpy()
+    if whole < n:
+        packed[whole * bits // 8 :] = pack(quantizer.codes(torch.from_numpy(values[whole:]), floats), bits).numpy()
     if table[0] == table[-1]:  # one value for all: code 0
         return torch.from_numpy(np.zeros_like(packed))
-    edges = borders(quantizer, floats)
+    edges = borders(quantizer, floats, values if n <= SORTED else None)
     scale = np.float32((CELLS - 1) / max(float(edges[-1]) - float(edges[0]), 4e-35))
     cells = _cells(edges, edges[0], scale)
     below = np.searchsorted(cells, np.arange(CELLS)).astype(np.uint8)
@@ -333,8 +354,21 @@ def _round_and_pack(values, edges, scale, below, edge, crowded, flip, bits, pack
 
 
 @_kernel
+def _pack(codes, bits, packed):
+    """Codes as `bits` bits each, eight at a time; what is missing of the last eight is 0."""
+    shift, at, n = np.uint64(bits), 0, len(codes)
+    for start in range(0, n, 8):
+        word = np.uint64(0)
+        for i in range(start, start + 8):
+            word = word << shift | (np.uint64(codes[i]) if i < n else np.uint64(0))
+        for i in range(min(bits, len(packed) - at)):
+            packed[at + i] = np.uint8(word >> np.uint64(8 * (bits - 1 - i)))
+        at += bits
+
+
+@_kernel
 def _look_up(packed, bits, values, out):
-    """For each packed code its value; the number of codes is a multiple of 8."""
+    """For each packed code its value, eight at a time."""
     mask, shift, at, to = np.uint64(2**bits - 1), np.uint64(bits), np.uint64(0), np.uint64(0)
     for _ in range(len(out) // 8):
         word = np.uint64(0)
@@ -344,6 +378,12 @@ def _look_up(packed, bits, values, out):
         for i in range(8):
             out[to] = values[word >> shift * np.uint64(7 - i) & mask]
             to += np.uint64(1)
+    rest, word = np.uint64(len(out)) - to, np.uint64(0)
+    for i in range(bits):
+        left = at + np.uint64(i)
+        word = word << np.uint64(8) | (np.uint64(packed[left]) if left < np.uint64(len(packed)) else np.uint64(0))
+    for i in range(rest):
+        out[to + np.uint64(i)] = values[word >> shift * np.uint64(7 - i) & mask]
 
 
 @_kernel

@@ -14,7 +14,6 @@ import xxhash
 from tqdm import tqdm
 
 from cosquant_lite import wire
-from cosquant_lite.kernels import FEW
 from cosquant_lite.quantize import Cosine, Uniform
 
 VARYING = r"\(.*?\)|0x\w+|b?'.*?'|b\".*?\"|[-\d.,]+(e[-+]?\d+)?"  # numbers, bytes, names and shapes in a message
@@ -32,7 +31,7 @@ def valid_frames() -> list[bytes]:
         "flags": torch.tensor([True, False, True]),
     }
     state |= {str(dtype): torch.tensor([1, 0, 1]).to(dtype) for dtype in wire.DTYPES}
-    large = {"large": torch.randn(FEW + 3, generator=random_numbers)}
+    large = {"large": torch.randn(1027, generator=random_numbers)}
     quantizers = (None, Cosine(1), Cosine(3), Uniform(8), Cosine(2, rounding="stochastic"))
     return [
         wire.encode(tensors, quantizer, entropy=entropy, generator=random_numbers, **extra)
