@@ -45,6 +45,8 @@ EXPERIMENTS = {
     "cosine-1-down-8": {"up": "cosine:1", "down": "cosine:8"},
     "uniform-2-down-8": {"up": "uniform:2", "down": "uniform:8"},
     "minmax-2-down-8": {"up": f"uniform:2,{MINMAX}", "down": f"uniform:8,{MINMAX}"},
+    # one client with all images, no link: as many images as 100 rounds of ten clients and five epochs see
+    "central": {"clients": 1, "clients_per_round": 1, "rounds": 50, "epochs": 1, "evaluate_every": 5},
 }
 GROUP = {  # the paper group's CIFAR-10 set-up
     "data": "real", "epochs": 5, "momentum": 0.9, "weight_decay": 1e-4, "lr_schedule": "cosine", "augment": True,
