@@ -28,7 +28,10 @@ def train_clients(
     loss_of: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     prepare: Callable[..., tuple[Tensor, Tensor]] = as_they_are,
 ) -> list[tuple[State, float]]:
-    """`training.train_client` for K clients with n samples each. x: (K, n, ...), y: (K, n, ...), on the model's device."""
+    """`training.train_client` for K clients with n samples each. x: (K, n, ...), y: (K, n, ...), on the model's device.
+
+    The trained weights come back on the CPU.
+    """
     clients = torch.arange(len(y), device=y.device).view(-1, 1)
     params = {name: w.to(y.device).expand(len(y), *w.shape).clone() for name, w in weights.items()}
     # SGD is elementwise: a stacked weight moves as each client's would by itself
@@ -53,7 +56,8 @@ def train_clients(
         raise FloatingPointError(
             f"a client's loss became infinite or NaN at lr={sgd.lr}: try a smaller lr or a max_norm"
         )
-    return [({name: p[k] for name, p in params.items()}, mean) for k, mean in enumerate(means)]
+    trained = {name: p.cpu() for name, p in params.items()}  # one copy of each for all clients
+    return [({name: p[k] for name, p in trained.items()}, mean) for k, mean in enumerate(means)]
 
 
 @lru_cache(1)

@@ -9,6 +9,7 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 RESULTS = "<!-- results: written by `make readme` -->", "<!-- end of results -->"
 SPEED = "<!-- speed: written by `make readme` -->", "<!-- end of speed -->"
 FEDERATED = "<!-- federated: written by `make readme` -->", "<!-- end of federated -->"
+SHORT = "<!-- short: written by `make readme` -->", "<!-- end of short -->"
 BRATS = "<!-- brats: written by `make readme` -->", "<!-- end of brats -->"
 CLAIMS = "<!-- claims: written by `make readme` -->", "<!-- end of claims -->"
 ROUND = "<!-- round: written by `make readme` -->", "<!-- end of round -->"
@@ -68,7 +69,12 @@ def claims() -> str:
 
 def with_tables(text: str) -> str:
     """README text with each table between its two markers replaced."""
-    tables = {RESULTS: table(), FEDERATED: reference.table(), BRATS: reference.brats_table()}
+    tables = {
+        RESULTS: table(),
+        FEDERATED: reference.table(),
+        SHORT: reference.short_table(),
+        BRATS: reference.brats_table(),
+    }
     tables |= {SPEED: speed(), ROUND: one_round(), CLAIMS: claims()}
     for (begin, end), content in tables.items():
         before, rest = text.split(begin)

@@ -1,7 +1,8 @@
 """The committed reference runs: read from results/, for the grey curves of notebooks and for README's table.
 
 `python -m cosquant_lite.experiments --profile reference --seeds 0,1,2 --out results/cifar10` makes those of CIFAR-10,
-once for each --split; `--dataset brats --out results/brats` the others. A run that diverged is one of them. What is
+once for each --split; `--profile short --out results/cifar10-short` those in the set-up of the paper's group, and
+`--dataset brats --out results/brats` the others. A run that diverged is one of them. What is
 measured is accuracy on CIFAR-10 and mean Dice on BraTS, here in %.
 """
 
@@ -13,7 +14,7 @@ import numpy as np
 from cosquant_lite import experiments, runs
 from cosquant_lite.datasets.brats import REGIONS
 
-CIFAR10, BRATS = runs.RESULTS / "cifar10", runs.RESULTS / "brats"
+CIFAR10, SHORT, BRATS = (runs.RESULTS / name for name in ("cifar10", "cifar10-short", "brats"))
 LEVEL = 55  # % accuracy up to which traffic is compared: nearly all runs get there
 
 
@@ -41,11 +42,11 @@ def curve(results: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.array(at) + 1, np.mean([megabytes(result)[at] for result in results], axis=0), values
 
 
-def late(results: list[dict]) -> np.ndarray:
-    """Accuracy or Dice in % of each seed, mean of the last five measurements (one alone jumps); NaN where the run diverged."""
+def late(results: list[dict], last: int = 5) -> np.ndarray:
+    """Accuracy or Dice in % of each seed, mean of the last measurements (one alone jumps); NaN where the run diverged."""
     _, _, values = curve(results)
     diverged = [bool(result["diverged"]) for result in results]
-    return np.full(len(results), np.nan) if all(diverged) else np.where(diverged, np.nan, values[:, -5:].mean(1))
+    return np.full(len(results), np.nan) if all(diverged) else np.where(diverged, np.nan, values[:, -last:].mean(1))
 
 
 def spread(values: np.ndarray) -> str:
@@ -104,6 +105,19 @@ def table() -> str:
     for row in rows([name for name in experiments.EXPERIMENTS if has(name, "iid")]):
         traffic = f"{row['down']:.2f} | {row['up']:.2f} | {row['fewer']:.1f} | {reached(row['to level'])}"
         lines.append(f"| {row['name']} | {traffic} | {row['iid']} | {row['classes:2']} | {row['seeds']} |")
+    return "\n".join(lines)
+
+
+def short_table() -> str:
+    """README's table of the runs in the set-up of the paper's group, cut to 100 rounds."""
+    lines = [
+        "| run | down, MB a round | up, MB a round | accuracy after round 100, % | seeds |",
+        "|---|---|---|---|---|",
+    ]
+    for name in [name for name in experiments.EXPERIMENTS if has(name, "iid", SHORT)]:
+        (down, up), results = _traffic(name, "iid", SHORT), load(name, "iid", SHORT)
+        # one measurement is enough: the step size has fallen to nothing
+        lines.append(f"| {name} | {down:.2f} | {up:.2f} | {spread(late(results, 1))} | {len(results)} |")
     return "\n".join(lines)
 
 
