@@ -52,11 +52,15 @@ def test_what_is_not_there_is_named(tmp_path):
         reference.load("cosine-2", folder=tmp_path)
 
 
-@pytest.mark.parametrize("file", sorted(reference.CIFAR10.glob("*.json")), ids=lambda file: file.stem)
-def test_a_committed_run_is_a_named_experiment_on_real_data_and_whole(file):
+COMMITTED = [(file, "reference") for file in sorted(reference.CIFAR10.glob("*.json"))]
+COMMITTED += [(file, "short") for file in sorted(reference.SHORT.glob("*.json"))]
+
+
+@pytest.mark.parametrize(("file", "profile"), COMMITTED, ids=[f"{file.stem}, {profile}" for file, profile in COMMITTED])
+def test_a_committed_run_is_a_named_experiment_on_real_data_and_whole(file, profile):
     stored = json.loads(file.read_text("utf-8"))
     config = FedConfig(**stored["config"])
-    assert config == experiments.config(stored["name"], "reference", config.seed, split=config.split)
+    assert config == experiments.config(stored["name"], profile, config.seed, split=config.split)
     assert file.name == experiments.file_name(stored["name"], config.split, config.seed)
     assert stored["source"].startswith("CIFAR-10")
     assert all("+" not in session["commit"] for session in stored["sessions"])
