@@ -1,9 +1,8 @@
 """The clients of a round trained together on one device: the same steps as `training.train_client`, batched over clients.
 
 One network with a leading client dimension on every weight (torch.func.vmap). Results agree with the plain path to
-float tolerance: sums run in another order. On a GPU the step is compiled (torch.compile): one launch instead of some 200,
-which would take longer than the arithmetic. That takes about a minute at the first round; TORCH_COMPILE_DISABLE=1 turns
-it off.
+float tolerance: sums run in another order. On a GPU the step is compiled (torch.compile), to be launched as one graph
+instead of some 200 operations; this has not run on a GPU yet. TORCH_COMPILE_DISABLE=1 turns it off.
 """
 
 from collections.abc import Callable

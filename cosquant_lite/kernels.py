@@ -167,7 +167,8 @@ def borders(quantizer: Cosine | Uniform, floats: tuple[float, float], values: np
 
 
 def _near_zero(above: Callable[[np.ndarray], np.ndarray], near: np.float32, values: np.ndarray | None) -> int:
-    """The key of a border that is nearer to 0 than `near`; if no value is as near except 0 itself, one that does as well."""
+    """The key of the border around 0. If no value but 0 itself is within `near` of 0, one of 0 and the next above does as
+    well as the exact one, and needs no search."""
     if values is not None and not (values[np.abs(values) <= near]).any():
         key = int(near.view(np.int32))
         below, zero, beyond = above(np.array([~key, 0, key], np.int32))  # ~key: of -near
