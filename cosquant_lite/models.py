@@ -11,13 +11,14 @@ def cnn(classes: int = 10) -> nn.Module:
     """The paper's CIFAR-10 network, 122,570 parameters: 3x32x32 images in, `classes` logits out.
 
     Three times (conv3x3, padding 1, ReLU, 2x2 max-pool) with 32, 64, 64 channels, then dense 64 and `classes`.
-    Source: the set-up of ProgFed (ICML 2022), the same group's later project.
+    Source: the set-up of ProgFed (ICML 2022), the same group's later project. Pooling comes before the ReLU here: the
+    maximum of the positive parts is the positive part of the maximum, gradients and all, at a quarter of the work.
     """
     return nn.Sequential(
         OrderedDict(
-            conv1=nn.Conv2d(3, 32, 3, padding=1), relu1=nn.ReLU(), pool1=nn.MaxPool2d(2),
-            conv2=nn.Conv2d(32, 64, 3, padding=1), relu2=nn.ReLU(), pool2=nn.MaxPool2d(2),
-            conv3=nn.Conv2d(64, 64, 3, padding=1), relu3=nn.ReLU(), pool3=nn.MaxPool2d(2),
+            conv1=nn.Conv2d(3, 32, 3, padding=1), pool1=nn.MaxPool2d(2), relu1=nn.ReLU(),
+            conv2=nn.Conv2d(32, 64, 3, padding=1), pool2=nn.MaxPool2d(2), relu2=nn.ReLU(),
+            conv3=nn.Conv2d(64, 64, 3, padding=1), pool3=nn.MaxPool2d(2), relu3=nn.ReLU(),
             flat=nn.Flatten(), fc1=nn.Linear(64 * 4 * 4, 64), relu4=nn.ReLU(), fc2=nn.Linear(64, classes),
         )
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import conv2d, cross_entropy, linear, max_pool2d, relu
 from torchvision.transforms.v2 import functional as reference
 
 from cosquant_lite.classification import JITTER, augment
@@ -38,6 +38,23 @@ def one_step(**options):
     length = torch.cat([gradient.flatten() for gradient in gradients]).norm()
     moved = torch.cat([(trained[name] - x).flatten() for name, x in weights.items()]).norm()
     return moved.item(), 0.1 * length.item()
+
+
+def test_the_network_is_the_papers_where_pooling_comes_last():
+    network, x, y = cnn(), torch.randn(20, 3, 32, 32), torch.arange(20) % 10
+    w = {name: p.detach().clone().requires_grad_() for name, p in network.named_parameters()}
+
+    hidden = x
+    for i in 1, 2, 3:
+        hidden = max_pool2d(relu(conv2d(hidden, w[f"conv{i}.weight"], w[f"conv{i}.bias"], padding=1)), 2)
+    hidden = relu(linear(hidden.flatten(1), w["fc1.weight"], w["fc1.bias"]))
+    logits = linear(hidden, w["fc2.weight"], w["fc2.bias"])
+
+    assert torch.equal(network(x), logits)
+    cross_entropy(network(x), y).backward()
+    cross_entropy(logits, y).backward()
+    for name, p in network.named_parameters():
+        torch.testing.assert_close(p.grad, w[name].grad, rtol=1e-5, atol=1e-7)
 
 
 def test_long_gradients_are_shortened_and_short_ones_are_not():
