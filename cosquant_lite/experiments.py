@@ -23,8 +23,10 @@ EXPERIMENTS = {
     "cosine-2": {"up": "cosine:2"},
     "uniform-2": {"up": "uniform:2"},  # symmetric, with the cosine's clip and rounding
     "minmax-2": {"up": f"uniform:2,{MINMAX}"},
-    # from minmax-2 to uniform-2, one thing at a time
+    # from minmax-2 to uniform-2, one thing at a time: the clip, the symmetric range, nearest rounding
+    "minmax-2-clip": {"up": "uniform:2,rounding=stochastic,range=minmax"},
     "uniform-2-stochastic": {"up": "uniform:2,rounding=stochastic"},
+    # what could take the clip's place
     "uniform-2-noclip": {"up": "uniform:2,clip=0"},
     "minmax-2-rotated": {"up": f"uniform:2,{MINMAX},rotate=hadamard"},
     "cosine-2-stochastic": {"up": "cosine:2,rounding=stochastic"},
