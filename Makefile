@@ -1,4 +1,4 @@
-# `make` shows the targets. Everything runs in .venv, which the first call sets up (about 2 minutes, 6 GB),
+# `make` shows the targets. Everything runs in .venv, which the first call sets up (two to three minutes, 7 GB),
 # or in the conda environment of environment.yml if that is active.
 PYTHON  ?= python3
 PROFILE ?= quick

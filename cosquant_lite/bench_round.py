@@ -24,7 +24,7 @@ from cosquant_lite import runs
 from cosquant_lite.bench import processor
 from cosquant_lite.datasets import Images
 from cosquant_lite.experiments import PROFILES
-from cosquant_lite.federated import FedConfig, generator, make_task, rounds, train_chosen, usable
+from cosquant_lite.federated import FedConfig, device_name, generator, make_task, rounds, train_chosen, usable
 from cosquant_lite.models import initial_weights
 from cosquant_lite.training import Pool
 
@@ -44,6 +44,8 @@ def bench_round(
     device: where clients train. profile: whose local training, "reference" or "full".
     """
     runs.check_choice("profile", profile, ("reference", "full"))
+    if repeat < 1:
+        raise ValueError(f"repeat must be at least 1, got {repeat}")
     if flower and not flower.is_file():
         raise ValueError(f"no such file: {flower}")
     images, settings = (
@@ -66,7 +68,7 @@ def bench_round(
     print(f"{f'a round: 10 clients, E = {FedConfig(**settings).epochs}, {device}':28}{HEAD}")
     print("\n".join(map(_line, rows)))
     about = {"source": "random pixels", "threads": os.cpu_count(), "processor": processor(), "repeat": repeat}
-    about |= {"profile": profile, "device": torch.cuda.get_device_name() if device.startswith("cuda") else device}
+    about |= {"profile": profile, "device": device_name(device)}
     about |= {"flwr": version("flwr")} if flower else {}
     result = {**about, "command": runs.command_line(), **runs.provenance(), "rows": rows}
     runs.write_json(out / "round.json", result)

@@ -25,7 +25,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from cosquant_lite.quantize import ScalarQuantizer, as_float32, check_choice, total
+from cosquant_lite.quantize import ScalarQuantizer, as_float32, check_choice, is_whole, total
 
 
 class Codebook(ScalarQuantizer):
@@ -67,12 +67,12 @@ class Codebook(ScalarQuantizer):
 
 
 def _check_bits(bits: int, least: int) -> None:
-    if isinstance(bits, bool) or not isinstance(bits, int) or not least <= bits <= 8:
+    if not is_whole(bits) or not least <= bits <= 8:
         raise ValueError(f"bits must be a whole number from {least} to 8, got {bits!r}")
 
 
 def _both_sides(positive: Tensor) -> Tensor:
-    return torch.cat([-positive.flip(0), torch.zeros(1, dtype=torch.float64), positive])
+    return torch.cat([-positive.flip(0), positive.new_zeros(1), positive])
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class QSGD(Codebook):
 
     def levels_for(self, x: Tensor) -> Tensor:
         """0, +-1/s ... +-1 times the norm."""
-        return _both_sides(torch.arange(1, 2 ** (self.bits - 1), dtype=torch.float64)) * (
+        return _both_sides(torch.arange(1, 2 ** (self.bits - 1), dtype=torch.float64, device="cpu")) * (
             _norm(x, self.norm) / (2 ** (self.bits - 1) - 1)
         )
 
@@ -113,7 +113,7 @@ class NUQSGD(Codebook):
     def levels_for(self, x: Tensor) -> Tensor:
         """0, +-2^-(s-1) ... +-1/2, +-1 times the l2 norm."""
         s = 2 ** (self.bits - 1) - 1
-        return _both_sides(2.0 ** torch.arange(1 - s, 1, dtype=torch.float64)) * _norm(x, "l2")
+        return _both_sides(2.0 ** torch.arange(1 - s, 1, dtype=torch.float64, device="cpu")) * _norm(x, "l2")
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class LloydMax(Codebook):
         """
         ordered = x.flatten().sort().values
         if not len(ordered):
-            return torch.zeros(1, dtype=torch.float64)
+            return torch.zeros(1, dtype=torch.float64, device="cpu")
         sums = torch.cat([torch.zeros(1, dtype=torch.float64, device=x.device), ordered.cumsum(0)])
         place = torch.cat([ordered.new_zeros(1), ordered.diff().pow(2 / 3).cumsum(0)])
         middles = (torch.arange(self.levels, dtype=x.dtype, device=x.device) + 0.5) / self.levels
@@ -170,15 +170,16 @@ class Eden(Codebook):
     def levels_for(self, x: Tensor) -> Tensor:
         """The levels of the smallest error for entries of mean 0 and the spread that x has."""
         spread = _norm(x, "l2") / math.sqrt(max(x.numel(), 1))
-        return torch.tensor(gaussian_levels(self.bits), dtype=torch.float64) * spread
+        return torch.tensor(gaussian_levels(self.bits), dtype=torch.float64, device="cpu") * spread
 
 
 @cache
 def gaussian_levels(bits: int) -> tuple[float, ...]:
     """Lloyd's and Max's levels for the standard Gaussian: each is the mean of what is nearest to it."""
-    levels = torch.special.ndtri((torch.arange(2**bits, dtype=torch.float64) + 0.5) / 2**bits)
+    levels = torch.special.ndtri((torch.arange(2**bits, dtype=torch.float64, device="cpu") + 0.5) / 2**bits)
+    end = levels.new_tensor([torch.inf])
     for _ in range(5000):
-        cuts = torch.cat([torch.tensor([-torch.inf]), (levels[1:] + levels[:-1]) / 2, torch.tensor([torch.inf])])
+        cuts = torch.cat([-end, (levels[1:] + levels[:-1]) / 2, end])
         density, below = torch.exp(-cuts.square() / 2) / math.sqrt(2 * math.pi), torch.special.ndtr(cuts)
         levels = -density.diff() / below.diff()
     return tuple(levels.tolist())

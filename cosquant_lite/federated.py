@@ -129,10 +129,10 @@ class Round:
     progress: Progress
 
 
-def run(config: FedConfig, workers: int = 0) -> History:
-    """Run the experiment to its end and return what it measured."""
+def run(config: FedConfig, workers: int = 0, device: str = "cpu") -> History:
+    """Run the experiment to its end and return what it measured. workers, device: as in `rounds`."""
     data = load_data(config.dataset, config.data)
-    records = [finished.record for finished in rounds(config, data, workers=workers)]
+    records = [finished.record for finished in rounds(config, data, workers=workers, device=device)]
     return History(records, {"config": asdict(config), **about(data), **runs.provenance()})
 
 
@@ -250,6 +250,11 @@ def usable(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
         why = str(error).splitlines()[0].split(". ")[0]
         raise ValueError(f"device {device!r} cannot be used here: {why}; 'cpu' always can, 'cuda' with a GPU") from None
+
+
+def device_name(device: str) -> str:
+    """What to call it in provenance: of a GPU its model."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 RECORD = ("loss", "lr", "bytes_down", "bytes_up", "header_down", "header_up", "seconds")

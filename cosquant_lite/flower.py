@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from cosquant_lite.federated import generator
-from cosquant_lite.link import Link, decode, encode, parse_link
+from cosquant_lite.link import Link, encode, parse_link
+from cosquant_lite.wire import EACH, decode
 
 try:
     from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
@@ -32,6 +33,7 @@ except ImportError as error:
 STYPE = "cosquant.frame"
 LACKS_MOD = " (a ClientApp without mods=[compressed] fails on 'cosquant.frame')"
 SETTINGS = "cosquant"  # the record that tells the client what to do with its update
+NUMPY = (torch.float16, torch.float32, torch.float64)  # floating-point types that an Array can hold
 State = dict[str, Tensor]
 
 
@@ -55,8 +57,10 @@ class Compressed(Strategy):
         self.strategy, self.down, self.up = strategy, parse_link(down), up
         if parse_link(up).mask < 1 and up_feedback:
             raise ValueError("up_feedback does not go with a mask: what a masked message lost grows without end")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise ValueError(f"seed must be a whole number of at least 0 and below 2**63, got {seed!r}")
         self.feedback, self.seed, self.after = up_feedback, seed, after
-        self._sent: dict[str, State] = {}
+        self._sent: dict[int, dict[str, State]] = {}  # of each node: a strategy may send them different weights
         self._metrics: dict = {}
         self._plain = 0  # bytes that this round would have had without compression
 
@@ -66,7 +70,7 @@ class Compressed(Strategy):
         if any(name.endswith("running_var") for name in arrays) and server_round == 1:
             log(WARNING, "BatchNorm's running variance is quantized, too, and may become negative: watch for NaN")
         self._plain = sum(_bytes(message) for message in messages)
-        self._compress(messages, server_round, "down")
+        self._sent = self._compress(messages, server_round, "down")
         nodes = [message.metadata.dst_node_id for message in messages]
         self._metrics = {
             "nodes": nodes,
@@ -123,38 +127,47 @@ class Compressed(Strategy):
         """As the strategy inside."""
         self.strategy.summary()
 
-    def _compress(self, messages: list[Message], server_round: int, purpose: str) -> None:
-        """Replace every ArrayRecord by a frame, once for all messages that share it."""
+    def _compress(self, messages: list[Message], server_round: int, purpose: str) -> dict[int, dict[str, State]]:
+        """Replace every ArrayRecord by a frame, once for all messages that share it; returns what it was, by node."""
         number = self.after + server_round
-        settings = {"up": self.up, "feedback": self.feedback, "seed": self.seed, "round": number}
-        done: dict[int, tuple[RecordDict, RecordDict]] = {}  # the original is kept, so that its id stays its own
+        settings, sent = {"up": self.up, "feedback": self.feedback, "seed": self.seed, "round": number}, {}
+        done: dict[
+            int, tuple[RecordDict, RecordDict, dict[str, State]]
+        ] = {}  # the original is kept: its id stays its own
         for message in messages:
             old = message.content
             if id(old) not in done:
-                new = RecordDict({**old, SETTINGS: ConfigRecord(settings)})
-                for key, record in old.array_records.items():
-                    self._sent[key] = _state(record)
-                    new[key] = _frame(self._sent[key], self.down, generator(self.seed, purpose, number))
-                done[id(old)] = old, new
+                states = {key: _state(record) for key, record in old.array_records.items()}
+                limits = {"limit": max(map(_limit, states.values()), default=0)}
+                new = RecordDict({**old, SETTINGS: ConfigRecord(settings | limits)})
+                coins = generator(self.seed, purpose, number)
+                for key, state in states.items():
+                    new[key] = _frame(state, self.down, coins)
+                done[id(old)] = old, new, states
             message.content = done[id(old)][1]
+            sent[message.metadata.dst_node_id] = done[id(old)][2]
+        return sent
 
     def _restore(self, reply: Message) -> int:
         """Replace every frame by the server's exact weights minus the update in it; bytes of the reply without frames."""
         plain = sum(record.count_bytes() for record in reply.content.values() if not _is_frame(record))
         for key, record in list(reply.content.array_records.items()):
-            exact = self._sent.get(key)
+            exact = self._sent.get(reply.metadata.src_node_id, {}).get(key)
             if exact is None:
                 continue
             if not _is_frame(record):
                 raise ValueError(f"{key!r} is not a frame: the client app lacks mods=[compressed]")
-            limit = 2 * sum(x.nbytes + 1024 for x in exact.values())  # 1,024 count for each tensor; top=K sends two
-            update = decode(record[STYPE].data, limit=limit)
+            update = decode(record[STYPE].data, limit=_limit(exact))
             shapes = [(name, x.shape) for name, x in exact.items()]
             if [(name, x.shape) for name, x in update.items()] != shapes:
                 raise ValueError(f"{key!r} holds other tensors than were sent")
+            for name, x in exact.items():
+                ours, theirs = x.dtype, update[name].dtype
+                if ours != theirs and not (ours.is_floating_point and theirs in NUMPY):
+                    raise ValueError(f"{key!r} holds {name!r} as {theirs}, which was sent as {ours}")
             if not all(x.isfinite().all() for x in update.values()):
                 raise ValueError(f"{key!r} holds infinite or NaN values")
-            model = {name: (x - update[name]).to(update[name].dtype) for name, x in exact.items()}
+            model = {name: _difference(x, update[name]) for name, x in exact.items()}
             reply.content[key] = _record(model)  # in the client's precision: FedAdam's own weights are float64
             plain += reply.content[key].count_bytes()
         return plain
@@ -167,7 +180,7 @@ def compressed(message: Message, context: Context, call_next: ClientAppCallable)
         return call_next(message, context)
     content, settings = message.content, message.content[SETTINGS]
     frames = {key: record[STYPE].data for key, record in content.array_records.items() if _is_frame(record)}
-    received = {key: decode(frame) for key, frame in frames.items()}
+    received = {key: decode(frame, limit=settings["limit"]) for key, frame in frames.items()}
     plain = {key: record for key, record in content.items() if key != SETTINGS}
     message.content = RecordDict({**plain, **{key: _record(state) for key, state in received.items()}})
     training = message.metadata.message_type.startswith(MessageType.TRAIN)
@@ -177,7 +190,7 @@ def compressed(message: Message, context: Context, call_next: ClientAppCallable)
         coins = generator(settings["seed"], "up", settings["round"], client)
         for key in [key for key in received if key in reply.content.array_records]:
             trained = _state(reply.content[key])
-            update = {name: (x - trained[name]).to(trained[name].dtype) for name, x in received[key].items()}
+            update = {name: _difference(x, trained[name]) for name, x in received[key].items()}
             reply.content[key] = _uplink(update, key, settings, coins, context)
     return reply
 
@@ -190,7 +203,7 @@ def _uplink(update: State, key: str, settings: ConfigRecord, coins: torch.Genera
     lost = _state(context.state[memory]) if memory in context.state else {}
     wanted = {name: x + lost[name] if name in lost else x for name, x in update.items()}
     record = _frame(wanted, link, coins)
-    arrived = decode(record[STYPE].data)
+    arrived = decode(record[STYPE].data, limit=_limit(wanted))
     context.state[memory] = _record({name: x - arrived[name] for name, x in wanted.items() if x.is_floating_point()})
     return record
 
@@ -198,6 +211,16 @@ def _uplink(update: State, key: str, settings: ConfigRecord, coins: torch.Genera
 def _frame(state: State, link: Link, coins: torch.Generator) -> ArrayRecord:
     blob = encode(state, link, coins)
     return ArrayRecord({STYPE: Array(dtype="uint8", shape=(len(blob),), stype=STYPE, data=blob)})
+
+
+def _difference(x: Tensor, y: Tensor) -> Tensor:
+    """x - y in the precision of y; of truth values, where they differ."""
+    return x ^ y if x.dtype == y.dtype == torch.bool else (x - y).to(y.dtype)
+
+
+def _limit(state: State) -> int:
+    """For `decode` of a frame of these tensors: top=K sends entries, positions, and becomes whole tensors again."""
+    return 3 * sum(x.nbytes + EACH for x in state.values())
 
 
 def _is_frame(record: ArrayRecord) -> bool:

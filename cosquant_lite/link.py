@@ -6,14 +6,13 @@ entries that travel), `top=0.01` (the share of largest ones) or `rotate=hadamard
 """
 
 import dataclasses
-import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cosquant_lite import sparse, wire
+from cosquant_lite import wire
 from cosquant_lite.codebook import NUQSGD, QSGD, Eden, LloydMax, TernGrad
 from cosquant_lite.comparators import Sign
 from cosquant_lite.quantize import Cosine, ScalarQuantizer, Uniform
@@ -35,13 +34,7 @@ class Link:
     top: float = 1.0
 
     def __post_init__(self):
-        wire.check_options(self.quantizer, self.entropy, self.mask, self.rotate)
-        if isinstance(self.top, bool) or not isinstance(self.top, numbers.Real) or not 0 < self.top <= 1:
-            raise ValueError(f"top must be a number in (0, 1], the share of entries that travel, got {self.top!r}")
-        if self.top < 1 and (self.mask < 1 or self.entropy == "none"):
-            raise ValueError(
-                "top goes without a mask, and with entropy=ans, deflate or auto: positions cost a byte each"
-            )
+        wire.check_options(self.quantizer, self.entropy, self.mask, self.rotate, self.top)
 
 
 def parse_link(text: str) -> Link:
@@ -80,15 +73,11 @@ class Delivery:
 
 
 def encode(state: Mapping[str, Tensor], link: Link, generator: torch.Generator | None = None) -> bytes:
-    """The frame of one message. generator: for stochastic rounding, masks and rotations."""
-    sent = sparse.keep_largest(state, link.top) if link.top < 1 else state
-    how = {"entropy": link.entropy, "mask": link.mask, "rotate": link.rotate}
-    return wire.encode(sent, link.quantizer, generator=generator, **how)
-
-
-def decode(blob: bytes, limit: float = wire.LIMIT) -> dict[str, Tensor]:
-    """The tensors of a frame of any link. limit: as in `wire.decode`. WireError on any damage."""
-    return _dense(wire.decode(blob, limit=limit))
+    """The frame of one message; `wire.decode` reads it. generator: for stochastic rounding, masks and rotations."""
+    if not isinstance(link, Link):
+        raise TypeError(f"expected a Link, got {link!r}; parse_link(...) makes one of a string")
+    how = {"entropy": link.entropy, "mask": link.mask, "rotate": link.rotate, "top": link.top}
+    return wire.encode(state, link.quantizer, generator=generator, **how)
 
 
 def send(state: Mapping[str, Tensor], link: Link, generator: torch.Generator | None = None) -> Delivery:
@@ -96,14 +85,7 @@ def send(state: Mapping[str, Tensor], link: Link, generator: torch.Generator | N
     blob = encode(state, link, generator)
     frame = wire.inspect(blob)
     codes = sum(len(part.payload) for part in frame.parts)
-    return Delivery(_dense(wire.unframe(frame)), len(blob), len(blob) - codes)
-
-
-def _dense(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    try:
-        return sparse.spread_out(state)
-    except ValueError as error:
-        raise wire.WireError(str(error)) from None
+    return Delivery(wire.unframe(frame), len(blob), len(blob) - codes)
 
 
 def send_with_memory(
@@ -115,7 +97,8 @@ def send_with_memory(
     `sign` never does, two bits and more with a clip mostly not, one bit of the cosine and a mask do.
     lost: what this function returned the last time, None at first. Returns the delivery and what it lost.
     """
-    wanted = {name: x + lost[name] if lost and x.is_floating_point() else x for name, x in state.items()}
+    lost = lost or {}
+    wanted = {name: x + lost[name] if name in lost else x for name, x in state.items()}
     delivery = send(wanted, link, generator)
     return delivery, {name: x - delivery.state[name] for name, x in wanted.items() if x.is_floating_point()}
 

@@ -5,7 +5,10 @@ from torch import Tensor
 
 
 def nmse(x: Tensor, x_hat: Tensor) -> float:
-    """Normalised mean squared error ||x_hat - x||^2 / ||x||^2: 0 is exact, 1 is as bad as sending zeros."""
+    """Normalised mean squared error ||x_hat - x||^2 / ||x||^2: 0 is exact, 1 is as bad as sending zeros.
+
+    If x is all zeros: NaN if x_hat is, too, else infinity.
+    """
     x = x.double()
     return ((x_hat.double() - x).square().sum() / x.square().sum()).item()
 

@@ -21,6 +21,7 @@ from cosquant_lite import clipping
 ROUNDINGS = ("nearest", "stochastic")
 RANGES = ("symmetric", "minmax")
 SCALES = ("norm", "mse", "unbiased")
+FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
@@ -144,7 +145,7 @@ class Cosine(ScalarQuantizer):
     clip: fraction in [0, 0.5) of the entries whose magnitude is cut. The floor(clip * n) largest |x| are set to the
         next largest one, so a tensor with clip * n < 1 is not clipped, and one with fewer non-zero entries than that
         decodes to zeros. 0 turns it off; 0.01 is the authors' default. The bound is a float32 near pi/2 when what
-        the clip leaves is tiny beside the norm: below 1e-5 of it values get coarse, below 1e-7 they decode to zeros.
+        the clip leaves is tiny beside the norm: at 1e-7 of it values are a quarter off, below 1.6e-8 they decode to zeros.
         "auto": the clip of the smallest error, for each tensor (`clipping.best`).
     rounding: "nearest" (the authors' default), or "stochastic", which is unbiased in the angle, not in the value.
     scale: "norm" is the paper. "mse" and "unbiased" transmit another float in place of the norm, see
@@ -266,12 +267,11 @@ def check_tensor(x: Tensor) -> None:
     """TypeError or ValueError that names what makes x no input for a quantizer."""
     if not isinstance(x, Tensor):
         raise TypeError(f"expected a torch.Tensor, got {type(x).__name__}; torch.as_tensor(x) makes one")
-    if not x.is_floating_point():
-        raise TypeError(f"expected a floating-point tensor, got {x.dtype}; x.float() makes one")
-    if x.layout != torch.strided or x.is_meta:
-        raise TypeError(
-            f"expected a dense tensor with data, got layout {x.layout} on {x.device}; x.to_dense() makes one"
-        )
+    if x.dtype not in FLOATS:
+        raise TypeError(f"expected a floating-point tensor of 16 to 64 bits, got {x.dtype}; x.float() makes one")
+    if x.layout != torch.strided or x.is_meta or x.is_nested:
+        kind = "a nested one" if x.is_nested else f"layout {x.layout} on {x.device}"
+        raise TypeError(f"expected a dense tensor with data, got {kind}; x.to_dense() makes one of a sparse one")
     bad = ~torch.isfinite(x)
     if bad.any():
         first = tuple(bad.nonzero()[0].tolist())
@@ -302,7 +302,7 @@ def as_float32(value: float, name: str) -> float:
 def _check_options(quantizer: Cosine | Uniform) -> None:
     """Errors for options out of range; numpy numbers become plain ones."""
     bits, clip = quantizer.bits, quantizer.clip
-    if isinstance(bits, bool) or not hasattr(bits, "__index__") or not 1 <= operator.index(bits) <= 8:
+    if not is_whole(bits) or not 1 <= operator.index(bits) <= 8:
         raise ValueError(f"bits must be a whole number from 1 to 8, got {bits!r}")
     if clip != "auto" and (isinstance(clip, bool) or not isinstance(clip, numbers.Real) or not 0 <= clip < 0.5):
         raise ValueError(f"clip must be a number in [0, 0.5), or 'auto', got {clip!r}")
@@ -310,6 +310,14 @@ def _check_options(quantizer: Cosine | Uniform) -> None:
     object.__setattr__(quantizer, "clip", clip if clip == "auto" else float(clip))
     check_choice("scale", quantizer.scale, SCALES)
     check_choice("rounding", quantizer.rounding, ROUNDINGS)
+
+
+def is_whole(value: object) -> bool:
+    """Whether this is one whole number, numpy's and torch's included; True and False are none."""
+    try:
+        return not isinstance(value, bool) and operator.index(value) is not None
+    except TypeError:
+        return False
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from cosquant_lite import datasets, runs
 from cosquant_lite.datasets import Images, Volumes
-from cosquant_lite.federated import FedConfig, Progress, rounds
+from cosquant_lite.federated import FedConfig, Progress, device_name, rounds, usable
 
 
 def directory(root: Path, config: FedConfig) -> Path:
@@ -54,7 +54,8 @@ def resume(
             raise FloatingPointError(about["diverged"])
         if len(records) >= config.rounds:
             return
-        about["sessions"].append({"device": device, **runs.provenance()})
+        usable(device)
+        about["sessions"].append({"device": device_name(device), **runs.provenance()})
         runs.write_json(folder / "config.json", about)
         for finished in rounds(config, data, progress, workers, device):
             _append(folder / "rounds.jsonl", finished.record)

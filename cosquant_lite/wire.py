@@ -5,7 +5,7 @@ on all bytes but the last) of at most 9 bytes.
 
     magic      4 bytes  b"CQLT"
     version    u8       2
-    extra      u8       0; 1: masked; 2: rotated
+    extra      u8       0; 1: masked; 2: rotated; 3: only the largest entries travel
       keep     f64      only if masked: the probability p with which an entry of a floating-point tensor travels
       seed     u64      only if masked or rotated: which entries travel, or which signs flip; cosquant_lite/mask.py and
                         cosquant_lite/rotation.py say how
@@ -30,8 +30,13 @@ a masked frame are divided by p in float64 and rounded to their dtype. Entries t
 are not floating-point are never masked. In a rotated frame the values of scheme 1 to 3, rounded to float32, are the
 rotated ones: the rotation is undone, and what that gives is rounded to the tensor's dtype.
 
+In a frame of which only the largest entries travel, a floating-point tensor that has entries is two of the tensors
+above: those of its entries that travel, flat, and right after it truth values of its name and "/positions", of its shape,
+which say where they belong. Elsewhere it is 0.
+
 A decoder refuses what no encoder writes: a number with a needless last byte 0, fill bits that are not 0, two tensors of
-one name, a shape whose product, zeros left out, is 2**48 or more, floats or values that are not finite.
+one name, a shape of more than 64 dimensions or whose product, zeros left out, is 2**48 or more, floats that are not
+finite, values that become so by what is done to them here, entries without their positions.
 
 A frame costs at most 19 bytes, 35 with a mask, 27 with a rotation, and per tensor 15 bytes, one for each 7 bits of a dimension, of the
 payload's length and of the name's length, and the name; a table costs 4 L - 8 bytes more. There is no pickle in it, and the same tensors and generator
@@ -54,7 +59,7 @@ import xxhash
 from torch import Tensor
 
 from cosquant_lite import entropy as lossless
-from cosquant_lite import kernels, rotation
+from cosquant_lite import kernels, rotation, sparse
 from cosquant_lite.codebook import Codebook
 from cosquant_lite.mask import Mask, spread, take
 from cosquant_lite.packing import packed_bytes
@@ -67,7 +72,7 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.int64, torch.int32,
           torch.bfloat16, torch.int16, torch.int8]  # fmt: skip
 LIMIT = 2**30  # bytes of tensors that `decode` makes unless told otherwise
 EACH = 2**10  # what a tensor counts for towards the limit beside its bytes: what it costs to have it at all
-LARGEST = 2**48  # entries, empty dimensions counted as one
+LARGEST, DIMENSIONS = 2**48, 64  # entries, empty dimensions counted as one; torch has no more dimensions
 PIECE = 2**18  # entries that are divided by p at a time: it bounds the memory
 
 
@@ -102,13 +107,14 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """What a frame says about itself. mask: None if all entries travel. rotation: its seed, None if there is none.
+    """What a frame says about itself. mask: None if there is none. rotation: its seed, None if there is none.
 
-    header: bytes beside the parts'.
+    largest: whether only the largest entries travel, with their positions. header: bytes beside the parts'.
     """
 
     mask: Mask | None
     rotation: int | None
+    largest: bool
     parts: list[Part]
     header: int
 
@@ -120,6 +126,7 @@ def encode(
     entropy: str = "none",
     mask: float = 1.0,
     rotate: str = "none",
+    top: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> bytes:
     """One frame for a named set of tensors.
@@ -128,7 +135,8 @@ def encode(
     entropy: the lossless stage, "none", "deflate", "ans" or "auto", the shortest of them for each tensor.
     mask: the probability p in (0, 1] with which an entry of a floating-point tensor travels; the others arrive as 0,
     and these divided by p. rotate: "none", or "hadamard": tensors are rotated at random before they are quantized, and
-    back after. generator: for stochastic rounding and for the seed of the mask or the rotation.
+    back after. top: the share in (0, 1] of the entries of each floating-point tensor, those of largest magnitude, that
+    travel with their positions; it needs a lossless stage. generator: for stochastic rounding and for the seed of the mask or the rotation.
     ValueError and TypeError name the tensor or the option that cannot be sent.
     """
     if not isinstance(state, Mapping):
@@ -137,18 +145,20 @@ def encode(
         raise TypeError(
             f"expected a Cosine, a Uniform, a Sign or None as quantizer, got {quantizer!r}; parse_link reads strings"
         )
-    check_options(quantizer, entropy, mask, rotate)
-    sparse = Mask(float(mask), _draw_seed(generator)) if mask < 1 else None
+    check_options(quantizer, entropy, mask, rotate, top)
+    masked = Mask(float(mask), _draw_seed(generator)) if float(mask) < 1 else None
     turn = _draw_seed(generator) if rotate != "none" else None
-    parts = [struct.pack("<4sBB", MAGIC, VERSION, 1 if sparse else 2 if rotate != "none" else 0)]
-    if sparse:
-        parts.append(struct.pack("<dQ", sparse.p, sparse.seed))
+    state = sparse.keep_largest(state, float(top)) if float(top) < 1 else state
+    extra = 1 if masked else 2 if rotate != "none" else 3 if float(top) < 1 else 0
+    parts = [struct.pack("<4sBB", MAGIC, VERSION, extra)]
+    if masked:
+        parts.append(struct.pack("<dQ", masked.p, masked.seed))
     if turn is not None:
         parts.append(struct.pack("<Q", turn))
     parts.append(_number(len(state)))
     for index, (name, x) in enumerate(state.items()):
         try:
-            parts += _encode_tensor(name, x, quantizer, entropy, sparse, turn, index, generator)
+            parts += _encode_tensor(name, x, quantizer, entropy, masked, turn, index, generator)
         except TypeError as error:
             raise TypeError(f"tensor {name!r}: {error}") from None
         except ValueError as error:
@@ -176,7 +186,11 @@ def decode(blob: bytes, *, limit: float = LIMIT, device: torch.device | str = "c
 def unframe(frame: Frame, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """The tensors of a frame that was inspected. WireError on damage in the payloads."""
     device = torch.device(device)
-    return {part.name: _decode_tensor(part, frame, index, device) for index, part in enumerate(frame.parts)}
+    state = {part.name: _decode_tensor(part, frame, index, device) for index, part in enumerate(frame.parts)}
+    try:
+        return sparse.spread_out(state) if frame.largest else state
+    except ValueError as error:
+        raise WireError(str(error)) from None
 
 
 def inspect(blob: bytes, *, limit: float = math.inf) -> Frame:
@@ -186,6 +200,8 @@ def inspect(blob: bytes, *, limit: float = math.inf) -> Frame:
     """
     if not isinstance(blob, (bytes, bytearray, memoryview)):
         raise TypeError(f"expected the bytes of a frame, got {type(blob).__name__}")
+    if not isinstance(limit, numbers.Real) or math.isnan(limit):
+        raise ValueError(f"limit must be a number of bytes, or math.inf for none, got {limit!r}")
     blob = memoryview(blob)
     blob = blob.cast("B") if blob.c_contiguous and blob.nbytes else memoryview(bytes(blob))
     if len(blob) < 15 or blob[:4] != MAGIC:
@@ -197,23 +213,25 @@ def inspect(blob: bytes, *, limit: float = math.inf) -> Frame:
     if xxhash.xxh3_64_intdigest(blob[:-8]) != struct.unpack("<Q", blob[-8:])[0]:
         raise WireError("checksum mismatch: the frame was damaged or cut short")
     read = _Reader(blob[:-8], start=5)
-    mask, turn = _read_extra(read)
+    mask, turn, largest = _read_extra(read)
     count = read.number()
-    header, declared, parts = read.at + 8, 0, {}
+    header, declared, parts, before = read.at + 8, 0, {}, None
     for _ in range(count):
         part = _read_part(read)
         if part.name in parts:
-            raise WireError(f"two tensors are called {part.name!r}")
+            raise WireError(f"two tensors are called {_shown(part.name)}")
         declared += part.nbytes + EACH
+        if largest and before and part.name == before.name + sparse.POSITIONS:
+            declared += part.numel * before.dtype.itemsize  # what the entries are spread over
         if declared > limit:
             raise WireError(
                 f"the frame declares {declared:,} bytes of tensors or more, {EACH:,} for each tensor included; "
                 f"limit={limit:,} allows no more than that"
             )
-        parts[part.name] = part
+        parts[part.name] = before = part
     if read.at != len(read.blob):
         raise WireError(f"{len(read.blob) - read.at} bytes are left over after the {count} tensors of the frame")
-    return Frame(mask, turn, list(parts.values()), header)
+    return Frame(mask, turn, largest, list(parts.values()), header)
 
 
 def frame_bytes(
@@ -240,16 +258,21 @@ def frame_bytes(
     return total
 
 
-def check_options(quantizer: ScalarQuantizer | None, entropy: str, mask: float, rotate: str) -> None:
-    """ValueError if there is no such lossless stage, probability or rotation, or if they do not go together."""
+def check_options(quantizer: ScalarQuantizer | None, entropy: str, mask: float, rotate: str, top: float) -> None:
+    """ValueError if there is no such lossless stage, probability, rotation or share, or if they do not go together."""
     check_choice("entropy", entropy, lossless.CHOICES)
     check_choice("rotate", rotate, rotation.CHOICES)
-    if isinstance(mask, bool) or not isinstance(mask, numbers.Real) or not 0 < mask <= 1:
-        raise ValueError(f"mask must be a number in (0, 1], the share of entries that travel, got {mask!r}")
+    for name, share in (("mask", mask), ("top", top)):
+        if isinstance(share, bool) or not isinstance(share, numbers.Real) or not 0 < float(share) <= 1:
+            raise ValueError(f"{name} must be a number in (0, 1], the share of entries that travel, got {share!r}")
     if rotate != "none" and (quantizer is None or mask < 1):
         raise ValueError(
             f"rotate={rotate!r} spreads entries for a quantizer, and needs all of them back: it goes neither with "
             "tensors that are not quantized nor with a mask"
+        )
+    if top < 1 and (mask < 1 or rotate != "none" or entropy == "none"):
+        raise ValueError(
+            "top goes without a mask and a rotation, and with entropy=ans, deflate or auto: positions cost a byte each"
         )
 
 
@@ -298,8 +321,8 @@ def _check_tensor(name: str, x: Tensor) -> None:
     if x.dtype not in DTYPES or x.layout != torch.strided or x.is_meta or x.is_nested:
         kind = "nested" if x.is_nested else f"{x.layout} on {x.device}"
         raise TypeError(f"cannot send {x.dtype}, {kind}; allowed: dense {', '.join(map(str, DTYPES))}")
-    if x.ndim > 255 or _extent(x.shape) >= LARGEST:
-        raise ValueError(f"a shape has at most 255 dimensions and less than 2**48 entries, got {tuple(x.shape)}")
+    if x.ndim > DIMENSIONS or _extent(x.shape) >= LARGEST:
+        raise ValueError(f"a shape has at most 64 dimensions and less than 2**48 entries, got {tuple(x.shape)}")
 
 
 def _extent(shape: tuple[int, ...]) -> int:
@@ -350,12 +373,13 @@ def _decode_tensor(part: Part, frame: Frame, index: int, device: torch.device) -
     n = part.numel if keep is None else int(np.count_nonzero(keep.numpy()))
     try:
         values = _raw(part, n) if part.scheme == "raw" else _dequantized(part, n, frame, index, device)
-    except ValueError as error:
-        raise WireError(f"tensor {part.name!r}: {error}") from None
-    if keep is not None:
-        if part.scheme == "raw":
+        if keep is not None and part.scheme == "raw":
             for piece in values.split(PIECE):
+                _check_quotients(piece, mask.p)
                 piece.copy_(piece.double() / mask.p)
+    except ValueError as error:
+        raise WireError(f"tensor {_shown(part.name)}: {error}") from None
+    if keep is not None:
         values = spread(values, keep.to(values.device))
     return values.to(device).view(part.shape)
 
@@ -379,25 +403,31 @@ def _dequantized(part: Part, n: int, frame: Frame, index: int, device: torch.dev
     table = exact.float().to(dtype)
     if part.stage == "ans":
         values = kernels.look_up(lossless.decode_ans(part.payload, part.bits, n), table).to(device)
-    else:
-        packed = lossless.expand(part.stage, part.payload, part.bits, n).to(device)
-        values = kernels.dequantize_packed(packed, table, part.bits, n)
+    else:  # no name for the codes: they would stay in memory while the rotation is undone
+        values = kernels.dequantize_packed(
+            lossless.expand(part.stage, part.payload, part.bits, n).to(device), table, part.bits, n
+        )
     if turned:
         values = _turned_back(values, frame.rotation, index, part.dtype)
     return values
 
 
-def _read_extra(read: "_Reader") -> tuple[Mask | None, int | None]:
-    """The mask and the seed of the rotation, of which there is at most one."""
+def _read_extra(read: "_Reader") -> tuple[Mask | None, int | None, bool]:
+    """The mask, the seed of the rotation, and whether positions follow: at most one of them."""
     (extra,) = read.fields("B")
-    if extra > 2:
-        raise WireError(f"the byte that says whether there is a mask or a rotation is {extra}; allowed are 0, 1 and 2")
+    if extra > 3:
+        raise WireError(f"the byte that says whether there is a mask or a rotation is {extra}; allowed are 0 to 3")
     if extra != 1:
-        return None, read.fields("Q")[0] if extra else None
+        return None, read.fields("Q")[0] if extra == 2 else None, extra == 3
     p, seed = read.fields("dQ")
     if not 0 < p < 1:
         raise WireError(f"the mask keeps an entry with probability {p}, which is not between 0 and 1")
-    return Mask(p, seed), None
+    return Mask(p, seed), None, False
+
+
+def _shown(name: str) -> str:
+    """A name for a message: whoever sent it may have made it long."""
+    return repr(name if len(name) <= 80 else name[:80] + "...")
 
 
 def _read_part(read: "_Reader") -> Part:
@@ -409,21 +439,21 @@ def _read_part(read: "_Reader") -> Part:
         raise WireError(f"a tensor's name is no UTF-8: {error}") from None
     dtype, scheme = read.fields("BB")
     if dtype >= len(DTYPES):
-        raise WireError(f"tensor {name!r}: unknown dtype {dtype}, this version knows 0 to {len(DTYPES) - 1}")
+        raise WireError(f"tensor {_shown(name)}: unknown dtype {dtype}, this version knows 0 to {len(DTYPES) - 1}")
     if scheme >= len(SCHEMES) or (scheme and not DTYPES[dtype].is_floating_point):
-        raise WireError(f"tensor {name!r}: unknown scheme {scheme} for {DTYPES[dtype]}")
+        raise WireError(f"tensor {_shown(name)}: unknown scheme {scheme} for {DTYPES[dtype]}")
     (bits,) = read.fields("B") if scheme else (8,)
     if not 1 <= bits <= 8:
-        raise WireError(f"tensor {name!r}: {bits} bits; allowed are 1 to 8")
+        raise WireError(f"tensor {_shown(name)}: {bits} bits; allowed are 1 to 8")
     floats = read.fields(f"{2**bits if SCHEMES[scheme] == 'table' else 2}f") if scheme else ()
     if not all(map(math.isfinite, floats)):
-        raise WireError(f"tensor {name!r}: the floats {list(floats)}; allowed are finite ones")
+        raise WireError(f"tensor {_shown(name)}: the floats {list(floats)}; allowed are finite ones")
     stage, ndim = read.fields("BB")
     if stage >= len(lossless.STAGES):
-        raise WireError(f"tensor {name!r}: unknown lossless stage {stage}, this version knows 0 to 2")
+        raise WireError(f"tensor {_shown(name)}: unknown lossless stage {stage}, this version knows 0 to 2")
     shape = tuple(read.number() for _ in range(ndim))
-    if _extent(shape) >= LARGEST:
-        raise WireError(f"tensor {name!r}: absurd shape {shape}")
+    if ndim > DIMENSIONS or _extent(shape) >= LARGEST:
+        raise WireError(f"tensor {_shown(name)}: absurd shape {shape}")
     payload = read.take(read.number())
     header = read.at - start - len(payload)
     return Part(

@@ -14,6 +14,7 @@ import xxhash
 from tqdm import tqdm
 
 from cosquant_lite import wire
+from cosquant_lite.codebook import QSGD
 from cosquant_lite.quantize import Cosine, Uniform
 
 VARYING = r"\(.*?\)|0x\w+|b?'.*?'|b\".*?\"|[-\d.,]+(e[-+]?\d+)?"  # numbers, bytes, names and shapes in a message
@@ -21,7 +22,8 @@ LIMIT = 2**16  # bytes of tensors; a lying frame may declare no more
 
 
 def valid_frames() -> list[bytes]:
-    """Frames of every scheme, lossless stage and dtype, with a mask, a rotation or neither; some large enough to be compiled."""
+    """Frames of every scheme, lossless stage and dtype, with a mask, a rotation, the largest entries or none of these; some
+    large enough to be compiled."""
     random_numbers = torch.Generator().manual_seed(0)
     state = {
         "w": torch.randn(3, 7, generator=random_numbers),
@@ -32,14 +34,14 @@ def valid_frames() -> list[bytes]:
     }
     state |= {str(dtype): torch.tensor([1, 0, 1]).to(dtype) for dtype in wire.DTYPES}
     large = {"large": torch.randn(1027, generator=random_numbers)}
-    quantizers = (None, Cosine(1), Cosine(3), Uniform(8), Cosine(2, rounding="stochastic"))
+    quantizers = (None, Cosine(1), Cosine(3), Uniform(8), Cosine(2, rounding="stochastic"), QSGD(3))
     return [
         wire.encode(tensors, quantizer, entropy=entropy, generator=random_numbers, **extra)
         for quantizer in quantizers
         for tensors in (state, large)
         for entropy in ("none", "deflate", "ans")
-        for extra in ({}, {"mask": 0.5}, {"rotate": "hadamard"})
-        if quantizer or "rotate" not in extra
+        for extra in ({}, {"mask": 0.5}, {"rotate": "hadamard"}, {"top": 0.3})
+        if (quantizer or "rotate" not in extra) and (entropy != "none" or "top" not in extra)
     ]
 
 

@@ -31,8 +31,10 @@ def decode(frame: bytes) -> dict:
     assert take(4) == b"CQLT"
     assert take(1) == b"\x02"
     extra = take(1)[0]
-    p, seed = struct.unpack("<dQ", take(16)) if extra == 1 else (1.0, struct.unpack("<Q", take(8))[0] if extra else 0)
-    tensors = {}
+    p, seed = (
+        struct.unpack("<dQ", take(16)) if extra == 1 else (1.0, struct.unpack("<Q", take(8))[0] if extra == 2 else 0)
+    )
+    tensors, owner = {}, None
     for index in range(number()):
         name = take(number()).decode()
         dtype, scheme = DTYPES[take(1)[0]], take(1)[0]
@@ -59,6 +61,12 @@ def decode(frame: bytes) -> dict:
             sent = iter(values)
             values = [next(sent) if k else 0.0 for k in keep]
         assert len(values) == n
+        if extra == 3 and owner:  # these are the positions of the tensor before
+            assert (name, dtype) == (owner + "/positions", "?")
+            sent = iter(tensors[owner][1])
+            tensors[owner], owner = (shape, [next(sent) if k else 0.0 for k in values]), None
+            continue
+        owner = name if dtype in ("f", "d", "e", "bfloat16") and n else None
         tensors[name] = (shape, values)
     assert at == len(frame) - 8  # the checksum is left
     return tensors

@@ -14,6 +14,10 @@ from cosquant_lite.models import cnn, initial_weights
 from cosquant_lite.training import LocalSGD, as_they_are, train_client
 
 
+def distance(one: dict, other: dict) -> float:
+    return sum((one[name] - x).square().sum().item() for name, x in other.items()) ** 0.5
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"momentum": 0.9, "weight_decay": 1e-3}, {"max_norm": 0.5}],
@@ -32,9 +36,7 @@ def test_each_client_ends_where_it_ends_alone(options, prepare):
     for k, (trained, loss) in enumerate(together):
         alone, alone_loss = train_client(model, weights, x[k], y[k], torch.Generator().manual_seed(k), *how)
         assert loss == pytest.approx(alone_loss, rel=1e-4)
-        off = sum((trained[name] - w).square().sum() for name, w in alone.items()).sqrt()
-        moved = sum((w - weights[name]).square().sum() for name, w in alone.items()).sqrt()
-        assert off < 0.02 * moved
+        assert distance(trained, alone) < 0.02 * distance(weights, alone)
 
 
 def test_a_round_together_is_a_round_alone():
@@ -44,8 +46,8 @@ def test_a_round_together_is_a_round_alone():
     for left, right in zip(alone, together):
         assert left.record["bytes_up"] == right.record["bytes_up"]
         assert left.record["loss"] == pytest.approx(right.record["loss"], rel=1e-3)
-    for name, x in alone[0].progress.weights.items():
-        torch.testing.assert_close(together[0].progress.weights[name], x, rtol=0, atol=2e-3)
+    first, start = alone[0].progress.weights, initial_weights(cnn(), config.seed)
+    assert distance(together[0].progress.weights, first) < 0.02 * distance(start, first)
 
 
 def test_the_first_weights_do_not_depend_on_the_layout_or_change_the_model():
@@ -66,7 +68,7 @@ def test_a_diverging_client_is_named_here_too():
 
 def test_the_step_compiles_as_one_graph_with_the_same_gradients(monkeypatch):
     """What a GPU runs, as far as it can be seen without one: traced, not translated to kernels."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
     model, draws = cnn(), torch.Generator().manual_seed(0)
     params = {name: w.expand(2, *w.shape) for name, w in initial_weights(model, 0).items()}
     x, y = torch.rand(2, 5, 3, 32, 32, generator=draws), torch.randint(10, (2, 5), generator=draws)
@@ -76,10 +78,20 @@ def test_the_step_compiles_as_one_graph_with_the_same_gradients(monkeypatch):
         torch.testing.assert_close(graph[name], plain[name])
 
 
+def test_many_batch_sizes_do_not_stop_the_compiled_step(monkeypatch):
+    """torch.compile gives up on a ninth shape; that must not end a sweep."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    model = torch.nn.Linear(3, 4)
+    params = {name: p.detach().expand(2, *p.shape) for name, p in model.named_parameters()}
+    step = gradients_of(model, cross_entropy, compiled=True)
+    for n in range(1, 12):
+        gradients, _ = step(params, torch.ones(2, n, 3), torch.zeros(2, n, dtype=torch.long))
+        assert gradients["weight"].shape == (2, 4, 3)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_round_on_a_gpu_is_a_round_on_the_cpu():
     images = load_data("cifar10", "embedded")
     config = FedConfig(data="embedded", rounds=1, clients=15, clients_per_round=3, batch_size=25, augment=True)
     here, there = (next(rounds(config, images, device=device)).progress.weights for device in ("cpu", "cuda"))
-    for name, x in here.items():
-        torch.testing.assert_close(there[name], x, rtol=0, atol=5e-3)
+    assert distance(there, here) < 0.05 * distance(initial_weights(cnn(), config.seed), here)  # TF32 is coarser

@@ -38,6 +38,8 @@ def a_copy():
 def test_wrong_numbers_are_refused(tmp_path, capsys):
     assert main(["bench", "--entries", "0", "--out", str(tmp_path)]) == 2
     assert "entries and repeat must be at least 1, got 0 and 9" in capsys.readouterr().err
+    assert main(["bench", "--only", "round", "--repeat", "0", "--out", str(tmp_path)]) == 2
+    assert "repeat must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_encoding_takes_at_most_one_and_a_half_times_the_memory_of_its_input():

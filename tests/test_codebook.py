@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from fuzz_wire import with_checksum
 from spec_decoder import decode as second_decoder
 
 from cosquant_lite import sparse, wire
 from cosquant_lite.codebook import NUQSGD, QSGD, Eden, LloydMax, TernGrad, gaussian_levels
-from cosquant_lite.link import decode, encode, parse_link, send, send_with_memory
+from cosquant_lite.link import encode, parse_link, send, send_with_memory
 from cosquant_lite.metrics import nmse
 
 UNBIASED = [QSGD(2), QSGD(4), QSGD(3, norm="max"), TernGrad(), NUQSGD(2), NUQSGD(4)]
@@ -138,7 +139,7 @@ def test_top_k_keeps_the_largest_entries_and_counts_their_places():
     state = {"w": gaussian(100_000).view(1000, 100), "b": torch.tensor([0.5, -3.0]), "n": torch.tensor(7)}
     link = parse_link("none,top=0.01,entropy=ans")
     blob = encode(state, link)
-    arrived = decode(blob)
+    arrived = wire.decode(blob)
     assert int((arrived["w"] != 0).sum()) == 1000
     kept = arrived["w"] != 0
     assert state["w"][kept].abs().min() >= state["w"][~kept].abs().max()
@@ -160,11 +161,47 @@ def test_top_k_with_memory_sends_everything_in_time():
     assert nmse(100 * x["w"], sum_) < 0.05
 
 
-def test_damage_to_the_places_is_refused():
+def says_largest(state: dict, **options) -> bytes:
+    """A frame with these very tensors that says that its entries have positions."""
+    blob = bytearray(wire.encode(state, None, **options))
+    blob[5] = 3
+    return with_checksum(bytes(blob[:-8]))
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda state: {**state, "w": state["w"][:-1]}, r"tensor 'w': shape \(9,\) for 10 positions"),
+    (lambda state: {**state, "w": state["w"].view(2, 5)}, r"tensor 'w': shape \(2, 5\) for 10 positions"),
+    (lambda state: {"w": state["w"]}, "tensor 'w' is not followed by the positions"),
+    (lambda state: {name: state[name] for name in ("w/positions", "w")}, "tensor 'w' is not followed"),
+    (lambda state: {**state, "w/positions": state["w/positions"].to(torch.uint8)}, "tensor 'w' is not followed"),
+])  # fmt: skip
+def test_damage_to_the_places_is_refused(change, words):
     state = sparse.keep_largest({"w": gaussian(100)}, 0.1)
-    state["w"] = state["w"][:-1]
-    with pytest.raises(wire.WireError, match="tensor 'w': 9 entries for 10 positions"):
-        decode(wire.encode(state, None))
+    assert int((wire.decode(says_largest(state))["w"] != 0).sum()) == 10
+    with pytest.raises(wire.WireError, match=words):
+        wire.decode(says_largest(change(state)))
+
+
+def test_names_that_look_like_positions_are_names():
+    flags = torch.tensor([True, False, True])
+    state = {"m": torch.tensor([1, 2]), "m/positions": flags, "empty": torch.empty(0), "empty/positions": flags}
+    for link in ("none", "none,top=0.5,entropy=ans"):
+        arrived = send(state, parse_link(link)).state
+        assert list(arrived) == list(state)
+        assert all(torch.equal(arrived[name], x) for name, x in state.items())
+    with pytest.raises(ValueError, match="positions of tensor 'w' would have the name of tensor 'w/positions'"):
+        wire.encode({"w": gaussian(9), "w/positions": flags}, None, top=0.5, entropy="ans")
+
+
+def test_what_entries_are_spread_over_counts_towards_the_limit():
+    """An endless run of zeros says where no entry of a float64 tensor is: few bytes that become eight times as many."""
+    state = {"a": torch.ones(1, dtype=torch.float64), "a/positions": torch.zeros(2**16, dtype=torch.bool)}
+    state["a/positions"][7] = True
+    blob = says_largest(state, entropy="ans")
+    assert len(blob) < 200
+    assert wire.decode(blob, limit=9 * 2**16 + 8 + 2 * wire.EACH)["a"].nbytes == 8 * 2**16
+    with pytest.raises(wire.WireError, match="declares"):
+        wire.decode(blob, limit=9 * 2**16 + 7 + 2 * wire.EACH)
 
 
 @pytest.mark.parametrize(("text", "words"), [
@@ -175,6 +212,7 @@ def test_damage_to_the_places_is_refused():
     ("lloyd:9", "bits must be a whole number from 1 to 8"),
     ("none,top=0.1", "positions cost a byte each"),
     ("cosine:2,top=0.1,mask=0.5,entropy=ans", "top goes without a mask"),
+    ("cosine:2,top=0.1,rotate=hadamard,entropy=ans", "top goes without a mask and a rotation"),
     ("cosine:2,top=0,entropy=ans", r"top must be a number in \(0, 1\]"),
     ("cosine:2,top=x", "top 'x' is not a number"),
 ])  # fmt: skip

@@ -127,6 +127,7 @@ def test_it_learns_with_two_bits_up():
         ({"lr": float("nan")}, "lr must be a finite number"),
         ({"split": "dirichlet"}, "unknown split 'dirichlet'; allowed: iid, classes:K"),
         ({"split": "classes:1.5"}, "unknown split 'classes:1.5'"),
+        ({"split": "classes:inf"}, "unknown split 'classes:inf'"),
         ({"split": "dirichlet:0"}, "unknown split 'dirichlet:0'"),
         ({"split": "iid:2"}, "unknown split 'iid:2'"),
         ({"augment": "yes"}, "augment must be True or False, got 'yes'"),

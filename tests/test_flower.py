@@ -177,8 +177,20 @@ def nan(number, reply):
     return reply
 
 
+def of_type(dtype):
+    def spoil(number, reply):
+        if number == 2:
+            spoilt = {name: x.to(dtype) if x.is_floating_point() else x for name, x in STATE.items()}
+            reply.content["arrays"][STYPE].data = wire.encode(spoilt, None)
+        return reply
+
+    return spoil
+
+
 @pytest.mark.parametrize(("spoil", "words"), [
     (flip, "checksum"), (version, "version 99"), (plain, "lacks mods"), (other, "other tensors"), (nan, "infinite or NaN"),
+    (of_type(torch.bool), "as torch.bool, which was sent as torch.float32"), (of_type(torch.int8), "as torch.int8"),
+    (of_type(torch.bfloat16), "as torch.bfloat16"),
 ])  # fmt: skip
 def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(spoil, words, caplog):
     result = play(Compressed(FedAvg(), up="none"), toy([compressed]), spoil=spoil)
@@ -189,6 +201,47 @@ def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(spoil, words, cap
     steps = {i: 0.1 * torch.randn(20, 30, generator=torch.Generator().manual_seed(i)) for i in sizes}
     expected = STATE["layer.weight"] - sum(n / 70 * steps[i] for i, n in sizes.items())
     torch.testing.assert_close(result.arrays.to_torch_state_dict()["layer.weight"], expected, rtol=0, atol=1e-6)
+
+
+def test_nodes_may_be_sent_different_weights():
+    class Shifted(FedAvg):
+        """Half of the nodes get other weights."""
+
+        def configure_train(self, server_round, arrays, config, grid):
+            messages = list(super().configure_train(server_round, arrays, config, grid))
+            shifted = ArrayRecord({name: x + 1 for name, x in arrays.to_torch_state_dict().items()})
+            for message in messages:  # in any order
+                if message.metadata.dst_node_id % 2:
+                    message.content = RecordDict({**message.content, "arrays": shifted})
+            return messages
+
+    plain, wrapped = (
+        play(strategy, toy(mods)) for strategy, mods in ((Shifted(), []), (Compressed(Shifted()), [compressed]))
+    )
+    for name, x in plain.arrays.to_torch_state_dict().items():
+        torch.testing.assert_close(wrapped.arrays.to_torch_state_dict()[name], x, rtol=0, atol=1e-6)
+
+
+def test_truth_values_travel_as_themselves():
+    app = ClientApp(mods=[compressed])
+
+    @app.train()
+    def train(message, context):
+        state = message.content["arrays"].to_torch_state_dict()
+        assert state["flags"].tolist() == [True, False, True]
+        state["flags"][0] = False
+        metrics = MetricRecord({"num-examples": 1})
+        return Message(RecordDict({"arrays": ArrayRecord(state), "metrics": metrics}), reply_to=message)
+
+    class Kept(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            self.seen = [reply.content["arrays"].to_torch_state_dict()["flags"].tolist() for reply in replies]
+            return super().aggregate_train(server_round, replies)
+
+    inside = Kept(fraction_evaluate=0)
+    first = ArrayRecord({**STATE, "flags": torch.tensor([True, False, True])})
+    Compressed(inside, up="cosine:2").start(Loopback(app), first, num_rounds=1)
+    assert inside.seen == [[False, False, True]] * 4
 
 
 def test_a_round_of_bad_updates_only_is_an_error():
@@ -270,6 +323,8 @@ def test_evaluation_gets_the_compressed_model():
 
 
 def test_bad_links_are_refused_at_once():
+    with pytest.raises(ValueError, match="seed must be a whole number of at least 0"):
+        Compressed(FedAvg(), seed=-1)
     with pytest.raises(ValueError, match="unknown quantizer 'cosin'"):
         Compressed(FedAvg(), up="cosin:2")
     with pytest.raises(ValueError, match="does not go with a mask"):

@@ -319,7 +319,13 @@ def test_wrong_types_and_missing_generator():
     for wrong in (7, np.random.default_rng(0)):
         with pytest.raises(ValueError, match=r"needs generator=torch.Generator\(...\)"):
             Uniform(2, rounding="stochastic").quantize(torch.zeros(3), wrong)
-    for hollow in (tensor().to_sparse(), torch.empty(3, device="meta")):
+    with pytest.raises(TypeError, match=r"of 16 to 64 bits, got torch.float8_e4m3fn"):
+        Cosine(2).quantize(torch.zeros(3, dtype=torch.float8_e4m3fn))
+    for hollow in (
+        tensor().to_sparse(),
+        torch.empty(3, device="meta"),
+        torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged),
+    ):
         with pytest.raises(TypeError, match="expected a dense tensor with data"):
             Cosine(2).quantize(hollow)
 

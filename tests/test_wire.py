@@ -1,9 +1,11 @@
 """Frames: what goes in comes out, as the format says, at the length of the formula; damage is noticed."""
 
+import math
 import re
 import struct
 import time
 import zlib
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -93,7 +95,7 @@ def test_overhead_is_at_most_64_bytes_a_message_and_32_a_tensor(shape, entropy):
     frame = wire.inspect(
         wire.encode({"": torch.randn(shape)}, Cosine(8), mask=0.9, entropy=entropy, generator=generator())
     )
-    assert frame.header <= 35 <= 64
+    assert frame.header <= 35
     assert frame.parts[0].header <= 32
 
 
@@ -186,7 +188,7 @@ RAW = b"\x01a\0\0"  # a tensor "a", float32, raw
         (head()[:-1] + b"\x81\x00" + RAW + b"\0\0\4abcd", "a number at byte 6 has a needless last byte 0"),
         (head() + b"\x01a\0\1\2" + struct.pack("<2f", 1, 1) + b"\0\1\3\1\xff", "last byte is not filled with zeros"),
         (head(count=0) + b"more", "4 bytes are left over after the 0 tensors"),
-        (head(masked=b"\3"), "whether there is a mask or a rotation is 3"),
+        (head(masked=b"\4"), "whether there is a mask or a rotation is 4"),
         (head(masked=b"\1" + struct.pack("<dQ", 1.5, 0)), "probability 1.5"),
         (head(masked=b"\1" + struct.pack("<dQ", float("nan"), 0)), "probability nan"),
         (head()[:-1] + b"\xff" * 9, "a number at byte 6 is longer than 9 bytes"),
@@ -266,11 +268,12 @@ def test_what_would_expand_without_limit_is_stopped():
 def test_decoding_takes_at_most_four_times_what_the_frame_declares(dtype, quantizer, entropy, extra):
     if "rotate" in extra and not quantizer:
         pytest.skip("only quantized tensors are rotated")
-    x = torch.randn(2**22, generator=generator()).to(dtype)
+    x = torch.randn(2**24 // dtype.itemsize, generator=generator()).to(dtype)
     options = {"entropy": entropy, **extra}
     blob = wire.encode({"x": x}, quantizer, generator=generator(), **options)
     # what the first call of a process loads, and other threads, only add to what is seen: one of three is the decoder's own
-    assert any(peak(lambda: wire.decode(blob)) < 4 * x.nbytes + 2**24 for _ in range(3))
+    peaks = [peak(lambda: wire.decode(blob)) for _ in range(3)]
+    assert min(peaks) < 4 * x.nbytes + 2**24
 
 
 def test_a_crowd_of_empty_tensors_is_stopped_by_the_limit():
@@ -338,7 +341,7 @@ def test_the_limit_is_exact_and_the_callers():
             r"by the mask's 0\.5, is 1\.2e\+05 and beyond torch\.float16",
         ),
         ({"m": torch.empty(2, device="meta")}, {"quantizer": None}, TypeError, "tensor 'm': cannot send .* on meta"),
-        ({"e": torch.empty(0, 2**49)}, {}, ValueError, "tensor 'e': a shape has at most 255 dimensions"),
+        ({"e": torch.empty(0, 2**49)}, {}, ValueError, "tensor 'e': a shape has at most 64 dimensions"),
     ],
 )
 def test_what_cannot_be_sent_is_named(state, options, error, named):
@@ -364,6 +367,33 @@ def test_the_callers_mistakes_are_not_called_damage():
         with pytest.raises(error) as caught:
             wire.decode(blob, device=device)
         assert not isinstance(caught.value, wire.WireError)
+    for limit in (math.nan, None):
+        with pytest.raises(ValueError, match="limit must be a number of bytes") as caught:
+            wire.decode(blob, limit=limit)
+        assert not isinstance(caught.value, wire.WireError)
+
+
+def test_a_mask_that_is_nearly_one_is_one():
+    almost = Fraction(2**60 - 1, 2**60)
+    assert wire.encode(STATE, None, mask=almost) == wire.encode(STATE, None)
+
+
+def test_values_that_the_mask_makes_infinite_are_refused():
+    blob = bytearray(wire.encode({"a": torch.ones(64)}, None, mask=0.9, generator=generator()))
+    at = bytes(blob).index(struct.pack("<f", 1))
+    blob[at : at + 4] = struct.pack("<f", 3.3e38)
+    with pytest.raises(
+        wire.WireError, match=r"tensor 'a': the largest value, divided by the mask's 0\.9, is 3\.67e\+38"
+    ):
+        wire.decode(with_checksum(bytes(blob[:-8])))
+
+
+def test_a_long_name_does_not_make_a_long_message():
+    blob = bytearray(wire.encode({"n" * 2**16: torch.ones(1)}, None))
+    blob[blob.index(b"n\0\0") + 1] = 99  # its dtype
+    with pytest.raises(wire.WireError, match="unknown dtype 99") as caught:
+        wire.decode(with_checksum(bytes(blob[:-8])))
+    assert len(str(caught.value)) < 200
 
 
 def test_settings_of_torch_do_not_change_the_bytes():

@@ -22,7 +22,7 @@ def parse(text: str) -> tuple[str, float]:
         value = float(number) if colon else 0.0
         if (name in ("iid", "site") and not colon) or (name == "dirichlet" and 0 < value < float("inf")):
             return name, value
-        if name == "classes" and value >= 1 and value == int(value):
+        if name == "classes" and 1 <= value <= 10**6 and value.is_integer():
             return name, value
     except ValueError:
         pass
