@@ -24,8 +24,9 @@ from cosquant_lite import runs
 from cosquant_lite.bench import processor
 from cosquant_lite.datasets import Images
 from cosquant_lite.experiments import PROFILES
-from cosquant_lite.federated import FedConfig, device_name, generator, make_task, rounds, train_chosen, usable
+from cosquant_lite.federated import FedConfig, device_name, make_task, rounds, train_chosen, usable
 from cosquant_lite.models import initial_weights
+from cosquant_lite.streams import generator
 from cosquant_lite.training import Pool
 
 LINKS = {

@@ -20,6 +20,7 @@ from cosquant_lite.batched import train_clients
 from cosquant_lite.datasets import DATA_CHOICES, DATASETS, Images, Volumes, about, brats, load_data, partition
 from cosquant_lite.link import Delivery, parse_link, send, send_with_memory
 from cosquant_lite.models import MODELS, initial_weights
+from cosquant_lite.streams import generator
 from cosquant_lite.task import METRICS, Task
 from cosquant_lite.training import LocalSGD, Pool, State, train_client
 
@@ -308,12 +309,6 @@ def weighted_mean(states: list[State], sizes: list[int]) -> State:
     """Each tensor averaged over the clients, weighted by how many images each one holds."""
     shares = [size / sum(sizes) for size in sizes]
     return {name: sum(share * state[name] for share, state in zip(shares, states)) for name in states[0]}
-
-
-def generator(seed: int, purpose: str, *numbers: int) -> torch.Generator:
-    """An independent random stream for each purpose, round and client, whatever the order they are used in."""
-    key = [seed, int.from_bytes(purpose.encode()), *numbers]
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
 
 def _as_type(kind: type, name: str, value):

@@ -17,8 +17,8 @@ from logging import INFO, WARNING
 import torch
 from torch import Tensor
 
-from cosquant_lite.federated import generator
 from cosquant_lite.link import Link, encode, parse_link
+from cosquant_lite.streams import generator
 from cosquant_lite.wire import EACH, decode
 
 try:

@@ -1,7 +1,8 @@
 """How far a quantized tensor is from the exact one."""
 
-import torch
 from torch import Tensor
+
+from cosquant_lite.streams import generator
 
 
 def nmse(x: Tensor, x_hat: Tensor) -> float:
@@ -15,6 +16,6 @@ def nmse(x: Tensor, x_hat: Tensor) -> float:
 
 def mean_nmse(x: Tensor, quantizer, trials: int = 1, seed: int = 0) -> float:
     """nmse averaged over `trials` round trips with fresh stochastic rounding (one is enough for nearest)."""
-    coins = torch.Generator().manual_seed(seed)
+    coins = generator(seed, "coins")  # not those that drew x: torch makes both from the same random bits
     trials = trials if quantizer.rounding == "stochastic" else 1
     return sum(nmse(x, quantizer.roundtrip(x, coins)) for _ in range(trials)) / trials

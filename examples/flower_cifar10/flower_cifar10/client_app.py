@@ -8,9 +8,9 @@ from flwr.clientapp import ClientApp
 
 from cosquant_lite.classification import normalise
 from cosquant_lite.datasets import load_data, partition
-from cosquant_lite.federated import generator
 from cosquant_lite.flower import compressed
 from cosquant_lite.models import cnn
+from cosquant_lite.streams import generator
 from cosquant_lite.training import LocalSGD, train_client
 
 app = ClientApp(mods=[compressed])
