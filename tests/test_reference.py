@@ -52,6 +52,7 @@ def test_what_is_not_there_is_named(tmp_path):
         reference.load("cosine-2", folder=tmp_path)
 
 
+LOST = {"uniform-2-noclip-classes2-seed1"}  # it guesses from the first to the last round, and that is a result
 COMMITTED = [(file, "reference") for file in sorted(reference.CIFAR10.glob("*.json"))]
 COMMITTED += [(file, "short") for file in sorted(reference.SHORT.glob("*.json"))]
 
@@ -67,7 +68,8 @@ def test_a_committed_run_is_a_named_experiment_on_real_data_and_whole(file, prof
     number = stored["rounds"]["round"]
     assert number == list(range(1, len(number) + 1))
     assert bool(stored["diverged"]) == (len(number) < config.rounds)
-    assert stored["diverged"] or stored["rounds"]["accuracy"][-1] > 0.1
+    learnt = stored["rounds"]["accuracy"][-1] > 0.1
+    assert stored["diverged"] or learnt == (file.stem not in LOST)
 
 
 def test_the_traffic_of_a_committed_run_is_the_formula():
