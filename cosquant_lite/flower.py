@@ -131,9 +131,7 @@ class Compressed(Strategy):
         """Replace every ArrayRecord by a frame, once for all messages that share it; returns what it was, by node."""
         number = self.after + server_round
         settings, sent = {"up": self.up, "feedback": self.feedback, "seed": self.seed, "round": number}, {}
-        done: dict[
-            int, tuple[RecordDict, RecordDict, dict[str, State]]
-        ] = {}  # the original is kept: its id stays its own
+        done: dict[int, tuple] = {}  # of each content: itself, so that its id stays its own, the new one, its states
         for message in messages:
             old = message.content
             if id(old) not in done:
