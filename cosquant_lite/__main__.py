@@ -4,11 +4,15 @@ import argparse
 import re
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from cosquant_lite import __version__
 from cosquant_lite.datasets import DATASETS
 
+PARSER = partial(
+    argparse.ArgumentParser, allow_abbrev=False
+)  # a result keeps its command, and leaves `--out` out of it
 RUN_EXAMPLE = "example: python -m cosquant_lite run --data real --rounds 3 --down cosine:8 --up cosine:2,clip=0.01"
 DATA_EXAMPLE = "example: python -m cosquant_lite data import cifar10 ~/Downloads/cifar-10-python.tar.gz"
 PREPARE = "Crops each case to the brain and resamples it; needs memory for one case at a time."
@@ -32,11 +36,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser(argv: list[str] | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m cosquant_lite", description=__doc__, epilog=REPRODUCE_EXAMPLE, allow_abbrev=False
-    )
+    parser = PARSER("python -m cosquant_lite", description=__doc__, epilog=REPRODUCE_EXAMPLE)
     parser.add_argument("--version", action="version", version=f"cosquant-lite {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=PARSER)
     _add_reproduce(
         commands.add_parser(
             "reproduce", help="run the notebooks, write every figure and a report", epilog=REPRODUCE_EXAMPLE
@@ -114,7 +116,7 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def _add_course(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(required=True, metavar="WHAT")
+    actions = parser.add_subparsers(required=True, metavar="WHAT", parser_class=PARSER)
     for name, does, command in (
         ("start", "a student's own copies of the exercises; what you have written stays", _course_start),
         ("build", "make the students' copies and the instructor's", _course_build),
@@ -210,17 +212,15 @@ def _run(args: argparse.Namespace) -> None:
         f"kept in {folder}: the same command goes on after an interruption"
     )
 
-    def save() -> None:
-        result = {"config": asdict(config), **about(data), "command": runs.command_line(), **runs.provenance()}
-        if args.out:
-            runs.write_json(args.out, {"rounds": records, **result})
-
+    if args.out:
+        runs.check_writable(args.out)  # an error before the training, not after it
+    result = {"config": asdict(config), **about(data), "command": runs.command_line(), **runs.provenance()}
     records = []
-    save()  # a path that cannot be written is an error before the training, not after it
     with tqdm(total=config.rounds, unit="round", disable=not sys.stderr.isatty()) as progress:
         for record in store.resume(folder, config, data, args.workers, args.device):
             records.append(record)
-            save()
+            if args.out:
+                runs.write_json(args.out, {"rounds": records, **result})
             progress.write(_line(record))
             progress.set_postfix_str(f"{sum(r['bytes_down'] + r['bytes_up'] for r in records) / 1e6:,.1f} MB")
             progress.update()
@@ -238,7 +238,7 @@ def _line(record: dict) -> str:
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    actions = parser.add_subparsers(required=True, metavar="ACTION", parser_class=PARSER)
     for name, does, command in (
         ("status", "what is here and what `auto` would use", _data_status),
         ("verify", "check the embedded files and the imported ones against their checksums", _data_verify),

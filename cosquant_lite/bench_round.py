@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -47,14 +48,20 @@ def bench_round(
     runs.check_choice("profile", profile, ("reference", "full"))
     if repeat < 1:
         raise ValueError(f"repeat must be at least 1, got {repeat}")
+    usable(device)
     if flower and not flower.is_file():
         raise ValueError(f"no such file: {flower}")
+    if flower and (profile, device) != ("reference", "cpu"):
+        raise ValueError(f"flower does the work of profile 'reference' on 'cpu', not of {profile!r} on {device!r}")
     images, settings = (
         _images(50_000),
         {**PROFILES["cifar10"][profile], "rounds": repeat + 2, "evaluate_every": repeat + 9},
     )
     measure = {"bare training": _bare(FedConfig(**settings), images, device)}
     for name, links in LINKS.items():
+        if "ans" in name and not find_spec("constriction"):  # a machine without network may lack it
+            print(f"{name}: not measured, constriction is not installed")
+            continue
         running = rounds(FedConfig(**settings, **links), images, device=device)
         measure[name] = lambda number, running=running: next(running).record["seconds"]
     names, times = list(measure), {name: [] for name in measure}

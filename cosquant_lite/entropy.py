@@ -157,7 +157,8 @@ def _model(roots: list[int]):
 
 def _frequencies(roots: list[int]) -> list[int]:
     weights, free = [root * root for root in roots], TOTAL - len(roots)
-    frequencies = [1 + weight * free // sum(weights) for weight in weights]
+    total = sum(weights)
+    frequencies = [1 + weight * free // total for weight in weights]
     frequencies[frequencies.index(max(frequencies))] += TOTAL - sum(frequencies)
     return frequencies
 
@@ -193,6 +194,8 @@ def _read_roots(payload: bytes | memoryview, count: int) -> tuple[list[int], int
         z = int(digits[at + zeros : at + 2 * zeros + 1], 2) - 1
         roots.append(roots[-1] + (z + 1) // 2 if z % 2 else roots[-1] - z // 2)
         at += 2 * zeros + 1
+    if "1" in digits[at : -(-at // 8) * 8]:
+        raise ValueError(f"ANS: the table of {count} frequencies is not filled up with zeros")
     if min(roots) < 0 or max(roots) == 0:
         raise ValueError("ANS: the table of frequencies has a negative root, or none above zero")
     return roots[1:], -(-at // 8)

@@ -51,7 +51,7 @@ EXPERIMENTS = {
     "uniform-2-down-8": {"up": "uniform:2", "down": "uniform:8"},
     "minmax-2-down-8": {"up": f"uniform:2,{MINMAX}", "down": f"uniform:8,{MINMAX}"},
     # one client with all images, no link: as many images as 100 rounds of ten clients and five epochs see
-    "central": {"clients": 1, "clients_per_round": 1, "rounds": 50, "epochs": 1, "evaluate_every": 5},
+    "central": {"split": "iid", "clients": 1, "clients_per_round": 1, "rounds": 50, "epochs": 1, "evaluate_every": 5},
 }
 GROUP = {  # the paper group's CIFAR-10 set-up
     "data": "real", "epochs": 5, "momentum": 0.9, "weight_decay": 1e-4, "lr_schedule": "cosine", "augment": True,
@@ -147,8 +147,8 @@ def main(argv: list[str] | None = None) -> int:
         wanted = [(name, seed) for seed in seeds(args.seeds) for name in args.only.split(",")]
         others = {"split": args.split} if args.split else {}
         plan = [(name, config(name, args.profile, seed, args.dataset, **others)) for name, seed in wanted]
+        data = load_data(args.dataset, plan[0][1].data)  # the profile's, for all
         for name, settings in plan:
-            data = load_data(settings.dataset, settings.data)
             out = args.out or Path("build/results") / f"{args.dataset}-{args.profile}"
             run_and_write(name, settings, data, args.runs, out, args.device)
     except (ValueError, OSError) as error:

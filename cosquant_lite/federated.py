@@ -49,8 +49,8 @@ class FedConfig:
     clients_per_round: int = 10  # clients drawn in each round
     split: str = "iid"  # of the samples: iid, classes:2 (classes a client), dirichlet:0.5 (alpha); brats: iid or site
     lr: float = 0.1  # step size of the clients' SGD
-    lr_schedule: str = "constant"  # over the rounds: constant, or cosine: down to lr_min along half a cosine
-    lr_min: float = 1e-6  # where the cosine schedule ends
+    lr_schedule: str = "constant"  # over the rounds: constant, or cosine: down along half a cosine, to lr_min
+    lr_min: float = 1e-6  # the cosine schedule goes no lower
     momentum: float = 0.0  # of the clients' SGD, reset at every round
     weight_decay: float = 0.0  # of the clients' SGD
     max_norm: float = 0.0  # longer gradients of a batch are shortened to it; 0: no limit
@@ -191,7 +191,7 @@ def _round(config: FedConfig, task: Task, pool: Pool, progress: Progress, togeth
     deliveries, lost = zip(*_uploads(config, progress, number, chosen, updates))
     mean = weighted_mean([delivery.state for delivery in deliveries], sizes)
     weights = {name: x - config.server_lr * mean[name] for name, x in progress.weights.items()}
-    check_finite(weights, config.lr)
+    check_finite(weights, learning_rate(config, number))
     lost_up = {**progress.lost_up, **dict(zip(chosen, lost))} if config.up_feedback else {}
     measured = number % config.evaluate_every == 0 or number == config.rounds
     readers = config.clients if config.down_sends == "difference" else len(chosen)
@@ -262,7 +262,7 @@ RECORD = ("loss", "lr", "bytes_down", "bytes_up", "header_down", "header_up", "s
 
 
 def learning_rate(config: FedConfig, number: int) -> float:
-    """The clients' step size in round `number`, from 1. Cosine: from lr to lr_min, per round."""
+    """The clients' step size in round `number`, from 1. Cosine: half a cosine from lr towards 0, never below lr_min."""
     if config.lr_schedule == "constant":
         return config.lr
     return max(config.lr * (1 + math.cos(math.pi * (number - 1) / max(config.rounds - 1, 1))) / 2, config.lr_min)
@@ -297,7 +297,7 @@ def _uploads(config: FedConfig, progress: Progress, number: int, chosen: list[in
     """
     link = parse_link(config.up)
     for client, update in zip(chosen, updates):
-        check_finite(update, config.lr)
+        check_finite(update, learning_rate(config, number))
         coins = generator(config.seed, "up", number, client)
         if config.up_feedback:
             yield send_with_memory(update, progress.lost_up.get(client), link, coins)

@@ -86,7 +86,8 @@ class Compressed(Strategy):
         for reply in replies:
             node = reply.metadata.src_node_id
             if reply.has_error():
-                log(WARNING, "round %d: node %d failed: %s%s", server_round, node, reply.error.reason, LACKS_MOD)
+                hint = LACKS_MOD if STYPE in reply.error.reason else ""
+                log(WARNING, "round %d: node %d failed: %s%s", server_round, node, reply.error.reason, hint)
             else:
                 frames, sizes[node] = frames + _frame_bytes(reply), _bytes(reply)
                 try:

@@ -17,12 +17,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
 from cosquant_lite.relay import Counted, relay
+
+try:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+except ImportError as error:
+    raise ImportError(f'a Flower deployment needs: pip install "cosquant-lite[flower]" ({error})') from None
 
 BIN = Path(sys.executable).parent
 WAIT = 60  # seconds until a process must be there
@@ -63,10 +66,13 @@ class Deployment:
         self.nodes[partition] = self._start("flower-supernode", words, f"node{partition}.log")
 
     def flwr(self, *words: str, timeout: float = 120) -> str:
-        """A `flwr` command against this deployment; what it printed. OSError if it failed."""
-        done = subprocess.run(
-            [BIN / "flwr", *words], env=self._env(), capture_output=True, text=True, timeout=timeout, check=False
-        )
+        """A `flwr` command against this deployment; what it printed. OSError if it failed, or took too long."""
+        try:
+            done = subprocess.run(
+                [BIN / "flwr", *words], env=self._env(), capture_output=True, text=True, timeout=timeout, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise OSError(f"flwr {' '.join(words)} did not end within {timeout} s") from None
         if done.returncode:
             raise OSError(f"flwr {' '.join(words)} failed: {(done.stdout + done.stderr)[-800:]}")
         return done.stdout

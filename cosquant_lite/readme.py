@@ -10,6 +10,7 @@ RESULTS = "<!-- results: written by `make readme` -->", "<!-- end of results -->
 SPEED = "<!-- speed: written by `make readme` -->", "<!-- end of speed -->"
 FEDERATED = "<!-- federated: written by `make readme` -->", "<!-- end of federated -->"
 SHORT = "<!-- short: written by `make readme` -->", "<!-- end of short -->"
+FULL = "<!-- full: written by `make readme` -->", "<!-- end of full -->"
 BRATS = "<!-- brats: written by `make readme` -->", "<!-- end of brats -->"
 CLAIMS = "<!-- claims: written by `make readme` -->", "<!-- end of claims -->"
 ROUND = "<!-- round: written by `make readme` -->", "<!-- end of round -->"
@@ -73,6 +74,7 @@ def with_tables(text: str) -> str:
         RESULTS: table(),
         FEDERATED: reference.table(),
         SHORT: reference.short_table(),
+        FULL: reference.full_table(),
         BRATS: reference.brats_table(),
     }
     tables |= {SPEED: speed(), ROUND: one_round(), CLAIMS: claims()}

@@ -1,12 +1,13 @@
 """The committed reference runs: read from results/, for the grey curves of notebooks and for README's table.
 
 `python -m cosquant_lite.experiments --profile reference --seeds 0,1,2 --out results/cifar10` makes those of CIFAR-10,
-once for each --split; `--profile short --out results/cifar10-short` those in the set-up of the paper's group, and
-`--dataset brats --out results/brats` the others. A run that diverged is one of them. What is
-measured is accuracy on CIFAR-10 and mean Dice on BraTS, here in %.
+once for each --split; `--profile short --out results/cifar10-short` those in the set-up of the paper's group, cut to
+100 rounds, `--profile full --out results/cifar10-full` whole ones, and `--dataset brats --out results/brats` the others.
+A run that diverged is one of them. What is measured is accuracy on CIFAR-10 and mean Dice on BraTS, here in %.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,10 @@ import numpy as np
 from cosquant_lite import experiments, runs
 from cosquant_lite.datasets.brats import REGIONS
 
-CIFAR10, SHORT, BRATS = (runs.RESULTS / name for name in ("cifar10", "cifar10-short", "brats"))
+CIFAR10, SHORT, FULL, BRATS = (runs.RESULTS / name for name in ("cifar10", "cifar10-short", "cifar10-full", "brats"))
+WANTED = (  # of the paper group's set-up, whole: the paper's comparisons up, and both ways
+    "float32", "cosine-2", "cosine-1", "uniform-2", "minmax-2", "cosine-2-down-8", "cosine-2-down-4", "cosine-4-down-4",
+)  # fmt: skip
 LEVEL = 55  # % accuracy up to which traffic is compared: nearly all runs get there
 
 
@@ -36,7 +40,7 @@ def curve(results: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     Ends where the first of the seeds diverged.
     """
-    metric = "dice" if "dice" in results[0]["rounds"] else "accuracy"
+    metric = _metric(results[0])
     at = min(([i for i, x in enumerate(result["rounds"][metric]) if x is not None] for result in results), key=len)
     values = np.array([[100 * result["rounds"][metric][i] for i in at] for result in results])
     return np.array(at) + 1, np.mean([megabytes(result)[at] for result in results], axis=0), values
@@ -44,9 +48,16 @@ def curve(results: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def late(results: list[dict], last: int = 5) -> np.ndarray:
     """Accuracy or Dice in % of each seed, mean of the last measurements (one alone jumps); NaN where the run diverged."""
-    _, _, values = curve(results)
-    diverged = [bool(result["diverged"]) for result in results]
-    return np.full(len(results), np.nan) if all(diverged) else np.where(diverged, np.nan, values[:, -last:].mean(1))
+
+    def one(result: dict) -> float:
+        measured = [value for value in result["rounds"][_metric(result)] if value is not None]
+        return np.nan if result["diverged"] else 100 * np.mean(measured[-last:])
+
+    return np.array([one(result) for result in results])
+
+
+def _metric(result: dict) -> str:
+    return "dice" if "dice" in result["rounds"] else "accuracy"
 
 
 def spread(values: np.ndarray) -> str:
@@ -67,9 +78,18 @@ def megabytes_to(level: float, results: list[dict]) -> float:
 
 
 def late_cases(results: list[dict]) -> np.ndarray:
-    """Dice in % of each seed, hold-out case and region, mean of the last five measurements: (seeds, cases, regions)."""
-    measured = [[cases for cases in result["rounds"]["dice_cases"] if cases is not None] for result in results]
-    return 100 * np.mean([cases[-5:] for cases in measured], axis=1)
+    """Dice in % of each seed, hold-out case and region, mean of the last five measurements: (seeds, cases, regions).
+
+    NaN where the run diverged.
+    """
+
+    def one(result: dict) -> np.ndarray:
+        measured = [cases for cases in result["rounds"]["dice_cases"] if cases is not None]
+        if result["diverged"]:
+            return np.full((len(result["test_cases"]), len(REGIONS)), np.nan)
+        return 100 * np.mean(measured[-5:], axis=0)
+
+    return np.array([one(result) for result in results])
 
 
 def rows(names: list[str]) -> list[dict]:
@@ -110,12 +130,24 @@ def table() -> str:
 
 def short_table() -> str:
     """README's table of the runs in the set-up of the paper's group, cut to 100 rounds."""
+    return _group_table(SHORT, 100, [name for name in experiments.EXPERIMENTS if has(name, "iid", SHORT)])
+
+
+def full_table() -> str:
+    """README's table of that set-up, whole; with the runs that are still missing."""
+    return _group_table(FULL, 2000, WANTED)
+
+
+def _group_table(folder: Path, rounds: int, names: Sequence[str]) -> str:
     lines = [
-        "| run | down, MB a round | up, MB a round | accuracy after round 100, % | seeds |",
+        f"| run | down, MB a round | up, MB a round | accuracy after round {rounds:,}, % | seeds |",
         "|---|---|---|---|---|",
     ]
-    for name in [name for name in experiments.EXPERIMENTS if has(name, "iid", SHORT)]:
-        (down, up), results = _traffic(name, "iid", SHORT), load(name, "iid", SHORT)
+    for name in names:
+        if not has(name, "iid", folder):
+            lines.append(f"| {name} |  |  | **not run** | 0 |")
+            continue
+        (down, up), results = _traffic(name, "iid", folder), load(name, "iid", folder)
         # one measurement is enough: the step size has fallen to nothing
         lines.append(f"| {name} | {down:.2f} | {up:.2f} | {spread(late(results, 1))} | {len(results)} |")
     return "\n".join(lines)

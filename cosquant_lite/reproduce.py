@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cosquant_lite import report, runs
-from cosquant_lite.datasets import DATA_CHOICES, EMBEDDED, data_root, resolve
+from cosquant_lite.datasets import DATA_CHOICES, DATASETS, EMBEDDED, SUMS, data_root, resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -37,8 +37,7 @@ def reproduce(profile: str, data: str, only: str, params: list[str], out: Path, 
     for path in paths:
         resolve(_uses(path), data)  # real data that is not there is an error now, not a traceback in every notebook
     out = out.resolve()
-    runs.write_atomic(out / ".writable", "")  # so is an unwritable folder
-    (out / ".writable").unlink()
+    runs.check_writable(out / "report.json")  # so is an unwritable folder
     _set_environment()
     interrupted, failures = False, {}
     for number, path in enumerate(paths, 1):
@@ -198,10 +197,12 @@ def _read_record(path: Path, out: Path) -> dict:
 def _key(path: Path, parameters: Mapping) -> str:
     """A hash over everything that can change the notebook's results."""
     cells = [cell["source"] for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
-    digest = hashlib.sha256(json.dumps([cells, dict(parameters), runs.versions()], sort_keys=True).encode())
+    taken = resolve(_uses(path), parameters["data"])  # "auto" may mean another than last time
+    digest = hashlib.sha256(json.dumps([cells, dict(parameters), taken, runs.versions()], sort_keys=True).encode())
     package = sorted(Path(__file__).parent.rglob("*.py")) + sorted(Path(__file__).parent.glob("*.mplstyle"))
-    inputs = [*sorted(EMBEDDED.glob("client_update.*")), *sorted((data_root() / "captured").glob("client_update.*"))]
-    inputs += sorted(data_root().glob("cifar10/source.json"))
+    inputs = sorted(EMBEDDED.glob("client_update.*"))
+    for folder in (*DATASETS, "captured"):
+        inputs += [file for name in ("source.json", SUMS) if (file := data_root() / folder / name).exists()]
     references = [file for file in sorted((ROOT / "results").rglob("*.json")) if file != report.EXPECTED]
     for file in package + inputs + references:
         digest.update(file.name.encode() + file.read_bytes())

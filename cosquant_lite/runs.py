@@ -42,6 +42,15 @@ def command_line() -> str:
     return " ".join(["python -m cosquant_lite", *words])
 
 
+def check_writable(path: Path) -> None:
+    """OSError if a file of this name could not be written. Nothing is changed: what it holds may be wanted still."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder")
+    probe = path.with_name(f".{path.name}.{os.getpid()}.writable")
+    write_atomic(probe, "")
+    probe.unlink()
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write content under a temporary name in the same folder, then rename: the file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -50,7 +50,8 @@ Cosine(bits=2, clip=0), is
 import math
 import numbers
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,7 +149,13 @@ def encode(
     check_options(quantizer, entropy, mask, rotate, top)
     masked = Mask(float(mask), _draw_seed(generator)) if float(mask) < 1 else None
     turn = _draw_seed(generator) if rotate != "none" else None
-    state = sparse.keep_largest(state, float(top)) if float(top) < 1 else state
+    if float(top) < 1:
+        for name, x in state.items():  # before entries are left out, so that an error counts as the tensor does
+            with _naming(name):
+                _check_tensor(name, x)
+                if quantizer is not None and x.is_floating_point():
+                    check_tensor(x)
+        state = sparse.keep_largest(state, float(top))
     extra = 1 if masked else 2 if rotate != "none" else 3 if float(top) < 1 else 0
     parts = [struct.pack("<4sBB", MAGIC, VERSION, extra)]
     if masked:
@@ -157,12 +164,8 @@ def encode(
         parts.append(struct.pack("<Q", turn))
     parts.append(_number(len(state)))
     for index, (name, x) in enumerate(state.items()):
-        try:
+        with _naming(name):
             parts += _encode_tensor(name, x, quantizer, entropy, masked, turn, index, generator)
-        except TypeError as error:
-            raise TypeError(f"tensor {name!r}: {error}") from None
-        except ValueError as error:
-            raise ValueError(f"tensor {name!r}: {error}") from None
     checksum = xxhash.xxh3_64()
     for part in parts:
         checksum.update(part)
@@ -282,6 +285,16 @@ def _draw_seed(generator: torch.Generator | None) -> int:
             f"a random mask or rotation needs generator=torch.Generator(...), so that a seed fixes it; got {generator!r}"
         )
     return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
+
+
+@contextmanager
+def _naming(tensor: str) -> Iterator[None]:
+    """Put the tensor's name before what is wrong with it."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"tensor {tensor!r}: {error}") from None
 
 
 def _encode_tensor(

@@ -111,6 +111,7 @@ def ans(payload, bits, n):
         roots.append(root)
         at += 2 * zeros + 1
     start = -(-at // 8)
+    assert "1" not in digits[at : 8 * start]
     words = list(struct.unpack(f"<{(len(payload) - start) // 4}I", payload[start:]))
     m, total = 2**24 - 2**bits, sum(r * r for r in roots)
     f = [1 + r * r * m // total for r in roots]

@@ -12,6 +12,7 @@ from cosquant_lite import sparse, wire
 from cosquant_lite.codebook import NUQSGD, QSGD, Eden, LloydMax, TernGrad, gaussian_levels
 from cosquant_lite.link import encode, parse_link, send, send_with_memory
 from cosquant_lite.metrics import nmse
+from cosquant_lite.quantize import Cosine
 
 UNBIASED = [QSGD(2), QSGD(4), QSGD(3, norm="max"), TernGrad(), NUQSGD(2), NUQSGD(4)]
 ALL = [*UNBIASED, LloydMax(1), LloydMax(3), Eden(1), Eden(2, scale="mse")]
@@ -191,6 +192,17 @@ def test_names_that_look_like_positions_are_names():
         assert all(torch.equal(arrived[name], x) for name, x in state.items())
     with pytest.raises(ValueError, match="positions of tensor 'w' would have the name of tensor 'w/positions'"):
         wire.encode({"w": gaussian(9), "w/positions": flags}, None, top=0.5, entropy="ans")
+
+
+@pytest.mark.parametrize(("state", "kind", "words"), [
+    ({"w": np.ones(9)}, TypeError, "tensor 'w': expected a string as name and a torch.Tensor, got str and ndarray"),
+    ({1: torch.ones(9)}, TypeError, "tensor 1: expected a string as name"),
+    ({"w": torch.ones(9).to_sparse()}, TypeError, "tensor 'w': cannot send torch.float32, torch.sparse_coo"),
+    ({"w": torch.ones(100).index_fill(0, torch.tensor(95), torch.nan)}, ValueError, r"1 of 100 .* at index \(95,\)"),
+])  # fmt: skip
+def test_what_cannot_be_sent_is_named_before_entries_are_left_out(state, kind, words):
+    with pytest.raises(kind, match=words):
+        wire.encode(state, Cosine(2), top=0.1, entropy="ans")
 
 
 def test_what_entries_are_spread_over_counts_towards_the_limit():

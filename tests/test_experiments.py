@@ -3,18 +3,30 @@
 import json
 
 import pytest
+import torch
 
 from cosquant_lite import experiments
-from cosquant_lite.federated import FedConfig
+from cosquant_lite.datasets import load_data
+from cosquant_lite.federated import FedConfig, make_task
 
 
-@pytest.mark.parametrize("profile", ["quick", "reference", "full"])
-@pytest.mark.parametrize("dataset", experiments.PROFILES)
+EVERY = [(dataset, profile) for dataset, profiles in experiments.PROFILES.items() for profile in profiles]
+
+
+@pytest.mark.parametrize(("dataset", "profile"), EVERY)
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)
 def test_every_experiment_is_a_valid_configuration(name, dataset, profile):
     config = experiments.config(name, profile, 3, dataset)
     assert isinstance(config, FedConfig)
     assert (config.seed, config.dataset) == (3, dataset)
+
+
+@pytest.mark.parametrize("dataset", experiments.PROFILES)
+def test_every_experiment_can_deal_out_the_embedded_data(dataset):
+    data = load_data(dataset, "embedded")
+    plans = {name: experiments.config(name, "quick", 0, dataset) for name in experiments.EXPERIMENTS}
+    for plan in {(config.split, config.clients): config for config in plans.values()}.values():
+        assert sum(map(len, make_task(plan, data, torch.device("cpu")).parts)) == len(data.train_x)
 
 
 def test_a_wrong_name_lists_the_right_ones(capsys):

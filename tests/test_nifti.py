@@ -2,6 +2,7 @@
 
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import nibabel
@@ -121,6 +122,8 @@ def damage_cut(case):
     (lambda case: folder_case(case.parent, t2=brain((20, 24, 19))[0][0]), r"_t2.nii.gz is \(20, 24, 19\), but FLAIR is"),
     (lambda case: folder_case(case.parent, seg=brain()[1] * 2), r"_seg.nii.gz has the codes \[0.*, 6.0\]; allowed: 0, 1, 2"),
     (lambda case: folder_case(case.parent, t1=brain()[0][0] * 0), r"CBICA_AAB_1: T1w is empty"),
+    (lambda case: folder_case(case.parent, t1=-brain()[0][0].astype(float)), r"CBICA_AAB_1: T1w is empty"),
+    (lambda case: folder_case(case.parent, t2=brain()[0][0] - 1100.0), r"CBICA_AAB_1: T2w has many negative voxels"),
 ])  # fmt: skip
 def test_a_bad_case_is_named_and_nothing_is_lost(tmp_path, monkeypatch, capsys, damage, words):
     monkeypatch.setenv("COSQUANT_DATA", str(tmp_path / "data"))
@@ -133,6 +136,22 @@ def test_a_bad_case_is_named_and_nothing_is_lost(tmp_path, monkeypatch, capsys, 
     assert [entry.name for entry in (tmp_path / "data").iterdir()] == ["brats"], "no half-made folder"
     capsys.readouterr()
     assert main(["data", "verify"]) == 0, "what was imported before is whole"
+
+
+def test_a_download_goes_into_a_new_folder_and_is_unpacked_once(tmp_path, monkeypatch):
+    msd_case(tmp_path / nifti.MSD)
+
+    def fetched(url, archive, md5):
+        assert nifti.MSD in url and len(md5) == 32
+        archive.parent.mkdir(parents=True)  # as the real one does
+        with tarfile.open(archive, "w") as tar:
+            tar.add(tmp_path / nifti.MSD, nifti.MSD)
+
+    monkeypatch.setattr(nifti, "fetch", fetched)
+    root = tmp_path / "new" / "data"
+    for _ in range(2):
+        assert nifti.find_cases(nifti.download(root)) == [root / nifti.MSD / "imagesTr" / "BRATS_001.nii.gz"]
+    assert sorted(file.name for file in root.iterdir()) == [nifti.MSD, f"{nifti.MSD}.tar"]
 
 
 def test_bad_folders_and_sizes_are_refused(tmp_path):

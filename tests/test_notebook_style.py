@@ -7,6 +7,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from cosquant_lite import badges
+
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 PARAMETERS = 'profile = "quick"\nseed = 0\ndata = "embedded"\nout = ""'
 KNOWN_TAGS = {"parameters", "nbval-check-output", "interactive", "skip-execution", "nbval-skip"}
@@ -19,7 +21,13 @@ def path(request):
 
 @pytest.fixture
 def notebook(path):
-    return nbformat.read(path, as_version=4)
+    return without_badges(nbformat.read(path, as_version=4))
+
+
+def without_badges(notebook):
+    """Without the two cells that `course badges` writes where the project has a public address."""
+    notebook.cells = [cell for cell in notebook.cells if cell.id not in (badges.BADGES, badges.INSTALL)]
+    return notebook
 
 
 def code_cells(notebook):
@@ -40,6 +48,13 @@ def test_there_are_notebooks():
     missing = {f"{i:02}" for i in range(int(numbers[-1]))} - set(numbers)
     readme = (NOTEBOOKS[0].parents[1] / "README.md").read_text("utf-8")
     assert all(re.search(rf"notebook {number} and is \*\*not there yet\*\*", readme) for number in missing)
+
+
+def test_badges_change_nothing_that_is_checked_here(path, notebook):
+    badged = badges.with_cells(nbformat.read(path, as_version=4), "some-one/a.name", path.name)
+    assert len(code_cells(badged)) == len(code_cells(notebook)) + 1
+    nbformat.validate(badged)
+    assert without_badges(badged) == notebook
 
 
 def test_is_valid_small_and_for_the_plain_kernel(path, notebook):

@@ -41,7 +41,11 @@ def test_a_small_alpha_is_more_skewed_than_a_large_one():
 @pytest.mark.parametrize(
     ("text", "clients", "named"),
     [
-        ("iid", 1001, "split 'iid' leaves 1 of 1001 clients without a sample, the first is client 1000"),
+        (
+            "iid",
+            1001,
+            "leaves 1 of 1001 clients without a sample, the first is client 1000; take fewer clients: there are 1000",
+        ),
         ("dirichlet:0.01", 100, r"split 'dirichlet:0.01' leaves \d+ of 100 clients without a sample"),
         ("classes:3", 7, "needs 7 clients x 3 shards to be a multiple of the 10 classes"),
     ],

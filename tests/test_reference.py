@@ -39,6 +39,18 @@ def test_spread_is_mean_and_half_range_or_says_what_diverged():
     assert np.isnan(reference.megabytes_to(55, [result([], "round 1: ...")]))
 
 
+def test_a_seed_that_diverged_leaves_the_others_what_they_are():
+    runs = [result([0.1, 0.8, 0.8, 0.8]), result([0.1, 0.6, 0.6, 0.6]), result([0.1], "round 2: ...")]
+    np.testing.assert_allclose(reference.late(runs, 3), [80, 60, np.nan])
+    np.testing.assert_allclose(reference.late([*runs[:2], result([], "round 1: ...")], 3), [80, 60, np.nan])
+    cases = [[0.5, 0.25, 0.0], [0.5, 0.75, 1.0]]
+    brats = [{"diverged": None, "test_cases": ["a", "b"], "rounds": {"dice_cases": [None, cases, cases]}}]
+    brats += [{"diverged": "round 2: ...", "test_cases": ["a", "b"], "rounds": {"dice_cases": [None]}}]
+    whole, lost = reference.late_cases(brats)
+    np.testing.assert_allclose(whole, 100 * np.array(cases))
+    assert np.isnan(lost).all() and lost.shape == whole.shape
+
+
 def test_megabytes_to_a_level_are_those_of_the_first_time():
     fast, slow = result([0.1, 0.6, 0.5]), result([0.1, 0.2, 0.6])
     assert reference.megabytes_to(55, [fast]) == 4
@@ -55,6 +67,7 @@ def test_what_is_not_there_is_named(tmp_path):
 LOST = {"uniform-2-noclip-classes2-seed1"}  # it guesses from the first to the last round, and that is a result
 COMMITTED = [(file, "reference") for file in sorted(reference.CIFAR10.glob("*.json"))]
 COMMITTED += [(file, "short") for file in sorted(reference.SHORT.glob("*.json"))]
+COMMITTED += [(file, "full") for file in sorted(reference.FULL.glob("*.json"))]
 
 
 @pytest.mark.parametrize(("file", "profile"), COMMITTED, ids=[f"{file.stem}, {profile}" for file, profile in COMMITTED])

@@ -109,6 +109,21 @@ def test_runs_reports_and_repeats_only_what_changed(course, tmp_path, capsys):
     assert "no expectation" in capsys.readouterr().out
 
 
+def test_what_is_up_to_date_is_not_any_more_when_the_data_changed(course, tmp_path, monkeypatch):
+    monkeypatch.setenv("COSQUANT_DATA", str(tmp_path))
+    write_notebook(course, "00_first", 'run.record("one", 1.0)')
+    (path,) = course.iterdir()
+    path.write_text(path.read_text().replace("out)", 'out, uses=\\"brats\\")'))
+    keys = {data: [reproduce._key(path, {"data": data})] for data in ("auto", "embedded")}
+    for change in ("brats", "brats/source.json", "brats/SHA256SUMS", "cifar-10-batches-py"):
+        (tmp_path / change).write_text(change) if "." in change or "SUMS" in change else (tmp_path / change).mkdir()
+        for data, found in keys.items():
+            found.append(reproduce._key(path, {"data": data}))
+    empty, folder, source, sums, official = keys["auto"]
+    assert empty == folder != source != sums == official, "brats is what this notebook uses"
+    assert keys["embedded"][0] == keys["embedded"][1]
+
+
 def test_a_notebook_that_fails_or_records_nothing_is_a_failure_and_the_others_run(course, tmp_path, capsys):
     write_notebook(course, "00_first", 'raise RuntimeError("the reason")')
     write_notebook(course, "01_silent", "1 + 1")

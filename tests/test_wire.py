@@ -212,6 +212,10 @@ RAW = b"\x01a\0\0"  # a tensor "a", float32, raw
         (head() + RAW + b"\1\0\4abcd", "DEFLATE"),
         (head() + RAW + b"\2\0\4abcd", "ANS"),
         (head() + RAW + b"\2\0\0", "the table of 256 frequencies is cut short"),
+        (
+            head() + b"\x01a\6\0\2\1\3\x21" + int("010" + "1" * 255 + "000001", 2).to_bytes(33),
+            "the table of 256 frequencies is not filled up with zeros",
+        ),
         (head() + RAW + b"\2\1\0\1\xff", "tensor 'a': ANS: 1 bytes, but there are no codes"),
         (
             head(masked=b"\2" + bytes(8)) + b"\x01a\0\2\1" + struct.pack("<2f", 3e38, 3e38) + b"\0\1\x02\1\0",

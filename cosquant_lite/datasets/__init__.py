@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # this module answers "which data?" without the seconds that 
     from torch import Tensor
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "data"
+SUMS = "SHA256SUMS"  # beside embedded and imported files, in the format of `sha256sum`
 DATA_CHOICES = ("auto", "real", "embedded")
 DATASETS = ("cifar10", "brats")
 _REAL = {  # any of these paths in the data folder means that the real thing is there; and how to get it

@@ -5,9 +5,7 @@ from pathlib import Path
 
 from torchvision.datasets import CIFAR10
 
-from cosquant_lite.datasets import EMBEDDED, data_root
-
-SUMS = "SHA256SUMS"
+from cosquant_lite.datasets import EMBEDDED, SUMS, data_root
 
 
 def verify() -> int:

@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from urllib.error import HTTPError
+from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
@@ -21,8 +21,8 @@ def download(url: str, path: Path, md5: str) -> None:
         with urlopen(Request(url, headers={"Range": f"bytes={start}-"}), timeout=60) as response:
             resumed = response.status == 206  # a host that cannot resume answers 200 and sends everything
             _receive(response, partial, start if resumed else 0)
-    except HTTPError as error:
-        if error.code != 416:  # 416: nothing is left to send
+    except URLError as error:
+        if getattr(error, "code", None) != 416:  # 416: nothing is left to send
             raise OSError(f"{url}: {error}") from None
     with partial.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()

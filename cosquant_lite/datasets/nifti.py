@@ -5,6 +5,7 @@ A case is a folder of NIfTI files (BraTS 2017 to 2023), an MSD image beside its 
 
 import json
 import re
+import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,13 @@ from tqdm import tqdm
 from cosquant_lite import runs
 from cosquant_lite.datasets.brats import LABELS, MODALITIES, describe, read_prepared
 from cosquant_lite.datasets.checksums import write_sums
+from cosquant_lite.datasets.download import download as fetch
 
 ENDINGS = {"FLAIR": "flair|t2f", "T1w": "t1|t1n", "T1gd": "t1ce|t1c", "T2w": "t2|t2w", "label": "seg"}
 PARTS = {part: re.compile(rf"[_-]({endings})\.nii(\.gz)?$") for part, endings in ENDINGS.items()}
 BRATS_CODES = {0: 0, 1: 2, 2: 1, 3: 3, 4: 3}  # 1 necrotic or non-enhancing, 2 oedema, 4 (3 since 2023) enhancing
 MSD = "Task01_BrainTumour"
+FEW = 0.01  # for each voxel of the brain; so many may be below zero, as interpolation leaves them
 BRIGHTEST = 0.995  # this quantile of the brain becomes 255; a few voxels above it are cut
 
 
@@ -73,8 +76,10 @@ def load_case(path: Path) -> Case:
     if label.shape != image.shape[1:]:
         raise ValueError(f"{path}: the label is {tuple(label.shape)}, but the image is {tuple(image.shape[1:])}")
     for modality, x in zip(MODALITIES, image):
-        if not x.isfinite().all() or not x.any():
+        if not x.isfinite().all() or not (x > 0).any():
             raise ValueError(f"{path}: {modality} is empty or has NaN in it")
+        if (x < 0).sum() > FEW * (x > 0).sum():
+            raise ValueError(f"{path}: {modality} has many negative voxels: it was normalised; brightnesses are needed")
     return Case(name, image, label, 1.0)
 
 
@@ -133,8 +138,17 @@ def cube(case: Case, size: int) -> dict[str, np.ndarray]:
 
 
 def download(root: Path) -> Path:
-    """Fetch the Medical Segmentation Decathlon's Task01 (7 GB, md5 checked by MONAI) and unpack it; its folder."""
-    DecathlonDataset(root, MSD, "training", download=True, cache_num=0, val_frac=0.0)
+    """Fetch the Medical Segmentation Decathlon's Task01 (7 GB, resumable, MONAI's address and md5), unpack it; its folder.
+
+    OSError if the host cannot be reached, ValueError if what arrived is not the archive.
+    """
+    archive = root / f"{MSD}.tar"
+    if not archive.exists() and not (root / MSD).is_dir():
+        fetch(DecathlonDataset.resource[MSD], archive, DecathlonDataset.md5[MSD])
+    if not (root / MSD).is_dir():
+        with tempfile.TemporaryDirectory(prefix=".unpack-", dir=root) as scratch, tarfile.open(archive) as tar:
+            tar.extractall(scratch, filter="data")
+            runs.replace_folder(Path(scratch) / MSD, root / MSD)
     return root / MSD
 
 

@@ -45,9 +45,10 @@ def split(
         parts = dirichlet(labels, clients, number, generator)
     empty = [client for client, part in enumerate(parts) if len(part) == 0]
     if empty:
+        cure = ", another seed or a larger alpha" if name == "dirichlet" else f": there are {len(labels)} samples"
         raise ValueError(
             f"split {text!r} leaves {len(empty)} of {clients} clients without a sample, the first is client {empty[0]}; "
-            f"take fewer clients, another seed or a larger alpha"
+            f"take fewer clients{cure}"
         )
     return parts
 
@@ -70,6 +71,10 @@ def by_site(sites: list[str | None] | None, clients: int) -> list[Tensor]:
 def by_classes(labels: Tensor, clients: int, per_client: int, generator: torch.Generator) -> list[Tensor]:
     """Each client gets `per_client` shards, each of a single class. ValueError if they cannot be cut evenly."""
     classes = labels.unique().tolist()
+    if clients * per_client > len(labels):
+        raise ValueError(
+            f"split 'classes:{per_client}' cuts {clients} clients x {per_client} shards from {len(labels)} samples"
+        )
     if clients * per_client % len(classes):
         raise ValueError(
             f"split 'classes:{per_client}' needs {clients} clients x {per_client} shards to be a multiple of the "

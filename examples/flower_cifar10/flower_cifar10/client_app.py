@@ -19,6 +19,10 @@ app = ClientApp(mods=[compressed])
 @cache
 def part(data: str, clients: int, seed: int, client: int) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Images and labels of one client, and how many classes there are."""
+    if client >= clients:
+        raise ValueError(
+            f"partition-id {client}, but the images are dealt to clients={clients}: give --run-config more"
+        )
     images = load_data("cifar10", data)
     mine = partition.split("iid", images.train_y, clients, generator(seed, "split"))[client]
     return (
