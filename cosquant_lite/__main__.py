@@ -180,10 +180,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     from cosquant_lite.federated import FedConfig
 
     for field in fields(FedConfig):
-        flag, shown = (
-            "--" + field.name.replace("_", "-"),
-            {"default": field.default, "help": f"default: {field.default}"},
-        )
+        flag, means = "--" + field.name.replace("_", "-"), field.metadata["help"]
+        shown = {"default": field.default, "help": f"{means} (default: {field.default})".replace("%", "%%")}
         if field.type is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, **shown)
         else:

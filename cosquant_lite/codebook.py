@@ -133,6 +133,7 @@ class LloydMax(Codebook):
         and Dite 1951); the gap between two neighbours is about 1 / density. Evenly spaced quantiles leave too few levels
         in the tails, and from five bits on the iteration does not repair that.
         """
+        x = x.cpu()  # a GPU sums in another order each time
         ordered = x.flatten().sort().values
         if not len(ordered):
             return torch.zeros(1, dtype=torch.float64, device="cpu")

@@ -33,35 +33,54 @@ CHOICES = {
 }
 
 
+def _option(default, means: str):
+    """A field of FedConfig, and what `run --help` says of it."""
+    return field(default=default, metadata={"help": means})
+
+
 @dataclass(frozen=True)
 class FedConfig:
     """One federated experiment. The defaults are a short run that a laptop can do, not the paper's 2,000 rounds."""
 
-    dataset: str = "cifar10"  # cifar10 or brats
-    data: str = "auto"  # real, embedded, or auto: real if it is there
-    model: str = "auto"  # cnn for cifar10; unet-small or unet-full for brats; auto: the data set's first
-    down: str = "none"  # link from server to clients: what the weights become on the way, e.g. cosine:8
-    up: str = "none"  # link from clients to server: what the updates become on the way, e.g. cosine:2
-    rounds: int = 10  # communication rounds
-    epochs: int = 1  # local epochs E
-    batch_size: int = 50  # local batch B
-    clients: int = 100  # clients that hold data
-    clients_per_round: int = 10  # clients drawn in each round
-    split: str = "iid"  # of the samples: iid, classes:2 (classes a client), dirichlet:0.5 (alpha); brats: iid or site
-    lr: float = 0.1  # step size of the clients' SGD
-    lr_schedule: str = "constant"  # over the rounds: constant, or cosine: down along half a cosine, to lr_min
-    lr_min: float = 1e-6  # the cosine schedule goes no lower
-    momentum: float = 0.0  # of the clients' SGD, reset at every round
-    weight_decay: float = 0.0  # of the clients' SGD
-    max_norm: float = 0.0  # longer gradients of a batch are shortened to it; 0: no limit
-    augment: bool = False  # random crop, flip and colour jitter of training images; flip, scale and shift of volumes
-    server_lr: float = 1.0  # the server subtracts so many times the mean update
-    down_sends: str = "weights"  # the weights (the paper), or their difference to what clients hold, to all clients
-    up_from: str = "received"  # an update counts from the received weights, or from the server's exact ones (ideal)
-    down_feedback: bool = False  # the server adds what the down link lost last time to the weights it sends next
-    up_feedback: bool = False  # each client adds what the up link lost to its next message, whenever that is
-    evaluate_every: int = 1  # rounds between two measurements of accuracy or Dice; the last round always has one
-    seed: int = 0  # fixes weights, split, sampling, shuffling and rounding
+    dataset: str = _option("cifar10", "cifar10 or brats")
+    data: str = _option("auto", "real, embedded, or auto: real if it is there")
+    model: str = _option(
+        "auto", "cnn for cifar10; unet-tiny, unet-small or unet-full for brats; auto: the first of these"
+    )
+    down: str = _option("none", "link from server to clients: what the weights become on the way, e.g. cosine:8")
+    up: str = _option("none", "link from clients to server: what the updates become on the way, e.g. cosine:2")
+    rounds: int = _option(10, "communication rounds")
+    epochs: int = _option(1, "local epochs E")
+    batch_size: int = _option(50, "local batch B")
+    clients: int = _option(100, "clients that hold data")
+    clients_per_round: int = _option(10, "clients drawn in each round")
+    split: str = _option(
+        "iid", "of the samples: iid, classes:2 (classes a client), dirichlet:0.5 (alpha); brats: iid or site"
+    )
+    lr: float = _option(0.1, "step size of the clients' SGD")
+    lr_schedule: str = _option("constant", "over the rounds: constant, or cosine: down along half a cosine, to lr_min")
+    lr_min: float = _option(1e-6, "the cosine schedule goes no lower")
+    momentum: float = _option(0.0, "of the clients' SGD, reset at every round")
+    weight_decay: float = _option(0.0, "of the clients' SGD")
+    max_norm: float = _option(0.0, "longer gradients of a batch are shortened to it; 0: no limit")
+    augment: bool = _option(
+        False, "random crop, flip and colour jitter of training images; flip, scale and shift of volumes"
+    )
+    server_lr: float = _option(1.0, "the server subtracts so many times the mean update")
+    down_sends: str = _option(
+        "weights", "the weights (the paper), or their difference to what clients hold, to all clients"
+    )
+    up_from: str = _option(
+        "received", "an update counts from the received weights, or from the server's exact ones (ideal)"
+    )
+    down_feedback: bool = _option(
+        False, "the server adds what the down link lost last time to the weights it sends next"
+    )
+    up_feedback: bool = _option(False, "each client adds what the up link lost to its next message, whenever that is")
+    evaluate_every: int = _option(
+        1, "rounds between two measurements of accuracy or Dice; the last round always has one"
+    )
+    seed: int = _option(0, "fixes weights, split, sampling, shuffling and rounding")
 
     def __post_init__(self):
         for each in fields(self):

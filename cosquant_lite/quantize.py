@@ -73,8 +73,8 @@ class ScalarQuantizer:
         floats, sent = self.floats(x), x if keep is None else x.flatten()[keep]
         codes = self.codes(sent, floats, generator)
         if self.scale in ("mse", "unbiased"):
-            index = codes.flatten().int()
-            sums = torch.bincount(index, sent.flatten(), self.levels), torch.bincount(index, minlength=self.levels)
+            index, sent = codes.flatten().int().cpu(), sent.flatten().cpu()  # a GPU adds in another order each time
+            sums = torch.bincount(index, sent, self.levels), torch.bincount(index, minlength=self.levels)
             floats = self.rescaled(floats, *sums, total(sent.square()).item())
         return Quantized(codes, self.bits, floats, self.scheme)
 

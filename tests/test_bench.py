@@ -74,6 +74,8 @@ def test_a_round_is_measured_beside_bare_training_and_a_script(tmp_path, capsys,
     assert main([*words, "--flower", str(script)]) == 2
     assert "no such engine" in capsys.readouterr().err
     assert main([*words, "--flower", "nowhere.py"]) == 2
+    assert main([*words, "--flower", str(script), "--profile", "full"]) == 2
+    assert "flower does the work of profile 'reference' on 'cpu'" in capsys.readouterr().err
 
 
 def test_scale_writes_a_row_for_each_number_of_clients(tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ from cosquant_lite import experiments
 from cosquant_lite.datasets import load_data
 from cosquant_lite.federated import FedConfig, make_task
 
-
 EVERY = [(dataset, profile) for dataset, profiles in experiments.PROFILES.items() for profile in profiles]
 
 

@@ -142,7 +142,8 @@ def test_a_download_goes_into_a_new_folder_and_is_unpacked_once(tmp_path, monkey
     msd_case(tmp_path / nifti.MSD)
 
     def fetched(url, archive, md5):
-        assert nifti.MSD in url and len(md5) == 32
+        assert nifti.MSD in url
+        assert len(md5) == 32
         archive.parent.mkdir(parents=True)  # as the real one does
         with tarfile.open(archive, "w") as tar:
             tar.add(tmp_path / nifti.MSD, nifti.MSD)

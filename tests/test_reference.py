@@ -48,7 +48,8 @@ def test_a_seed_that_diverged_leaves_the_others_what_they_are():
     brats += [{"diverged": "round 2: ...", "test_cases": ["a", "b"], "rounds": {"dice_cases": [None]}}]
     whole, lost = reference.late_cases(brats)
     np.testing.assert_allclose(whole, 100 * np.array(cases))
-    assert np.isnan(lost).all() and lost.shape == whole.shape
+    assert np.isnan(lost).all()
+    assert lost.shape == whole.shape
 
 
 def test_megabytes_to_a_level_are_those_of_the_first_time():

@@ -71,6 +71,21 @@ def test_the_recorded_command_leaves_out_where_it_was_written(monkeypatch):
     assert runs.command_line().split()[3:] == ["run", "--rounds", "3"]
 
 
+def test_a_run_that_fails_leaves_an_earlier_history_as_it_is(tmp_path, capsys):
+    (tmp_path / "h.json").write_text("earlier")
+    words = ["run", "--data", "embedded", "--clients", "10", "--clients-per-round", "2", "--lr", "1e30"]
+    assert main([*words, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "h.json")]) == 2
+    assert "diverged" in capsys.readouterr().err
+    assert (tmp_path / "h.json").read_text() == "earlier"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["h.json", "runs"]
+
+
+def test_options_are_not_shortened_so_that_places_are_left_out(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "--ou", "/somewhere"])
+    assert "unrecognized arguments: --ou" in capsys.readouterr().err
+
+
 def test_the_commit_of_a_repository_around_a_copy_is_not_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "__file__", str(tmp_path / "copy" / "cosquant_lite" / "runs.py"))
     (tmp_path / "copy" / "cosquant_lite").mkdir(parents=True)
