@@ -5,7 +5,7 @@ on all bytes but the last) of at most 9 bytes.
 
     magic      4 bytes  b"CQLT"
     version    u8       2
-    extra      u8       0; 1: masked; 2: rotated; 3: only the largest entries travel
+    extra      u8       0; 1: masked; 2: rotated ("hadamard"); 3: only the largest entries travel; 4: rotated ("channels")
       keep     f64      only if masked: the probability p with which an entry of a floating-point tensor travels
       seed     u64      only if masked or rotated: which entries travel, or which signs flip; cosquant_lite/mask.py and
                         cosquant_lite/rotation.py say how
@@ -71,6 +71,7 @@ SCHEMES = ("raw", "cosine", "uniform", "table")  # a frame stores the index
 QUANTIZERS = {"cosine": Cosine, "uniform": Uniform, "table": Codebook}
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool,
           torch.bfloat16, torch.int16, torch.int8]  # fmt: skip
+TURNS = {"hadamard": 2, "channels": 4}  # what the frame says of each kind of rotation
 LIMIT = 2**30  # bytes of tensors that `decode` makes unless told otherwise
 EACH = 2**10  # what a tensor counts for towards the limit beside its bytes: what it costs to have it at all
 LARGEST, DIMENSIONS = 2**48, 64  # entries, empty dimensions counted as one; torch has no more dimensions
@@ -108,13 +109,13 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """What a frame says about itself. mask: None if there is none. rotation: its seed, None if there is none.
+    """What a frame says about itself. mask: None if there is none. rotation: its kind and seed, None if there is none.
 
     largest: whether only the largest entries travel, with their positions. header: bytes beside the parts'.
     """
 
     mask: Mask | None
-    rotation: int | None
+    rotation: tuple[str, int] | None
     largest: bool
     parts: list[Part]
     header: int
@@ -135,7 +136,7 @@ def encode(
     Floating-point tensors are quantized; all others, and everything if quantizer is None, travel as they are.
     entropy: the lossless stage, "none", "deflate", "ans" or "auto", the shortest of them for each tensor.
     mask: the probability p in (0, 1] with which an entry of a floating-point tensor travels; the others arrive as 0,
-    and these divided by p. rotate: "none", or "hadamard": tensors are rotated at random before they are quantized, and
+    and these divided by p. rotate: "none", "hadamard" or "channels" (rotation.py): tensors are rotated before they are quantized, and
     back after. top: the share in (0, 1] of the entries of each floating-point tensor, those of largest magnitude, that
     travel with their positions; it needs a lossless stage. generator: for stochastic rounding and for the seed of the mask or the rotation.
     ValueError and TypeError name the tensor or the option that cannot be sent.
@@ -148,7 +149,7 @@ def encode(
         )
     check_options(quantizer, entropy, mask, rotate, top)
     masked = Mask(float(mask), _draw_seed(generator)) if float(mask) < 1 else None
-    turn = _draw_seed(generator) if rotate != "none" else None
+    turn = (rotate, _draw_seed(generator)) if rotate != "none" else None
     if float(top) < 1:
         for name, x in state.items():  # before entries are left out, so that an error counts as the tensor does
             with _naming(name):
@@ -156,12 +157,12 @@ def encode(
                 if quantizer is not None and x.is_floating_point():
                     check_tensor(x)
         state = sparse.keep_largest(state, float(top))
-    extra = 1 if masked else 2 if rotate != "none" else 3 if float(top) < 1 else 0
+    extra = 1 if masked else TURNS[rotate] if turn else 3 if float(top) < 1 else 0
     parts = [struct.pack("<4sBB", MAGIC, VERSION, extra)]
     if masked:
         parts.append(struct.pack("<dQ", masked.p, masked.seed))
-    if turn is not None:
-        parts.append(struct.pack("<Q", turn))
+    if turn:
+        parts.append(struct.pack("<Q", turn[1]))
     parts.append(_number(len(state)))
     for index, (name, x) in enumerate(state.items()):
         with _naming(name):
@@ -298,7 +299,7 @@ def _naming(tensor: str) -> Iterator[None]:
 
 
 def _encode_tensor(
-    name: str, x: Tensor, quantizer, entropy: str, mask: Mask | None, turn: int | None, index: int, generator
+    name: str, x: Tensor, quantizer, entropy: str, mask: Mask | None, turn: tuple | None, index: int, generator
 ) -> list[bytes | memoryview]:
     _check_tensor(name, x)
     x = x.detach().resolve_neg()
@@ -309,9 +310,8 @@ def _encode_tensor(
         table = _table(quantizer, floats, p)
         _check_values(table, x.dtype if turn is None else torch.float32)
         if turn is not None:  # only the values themselves tell what becomes of them
-            _turned_back(
-                kernels.dequantize_packed(packed, table.float(), quantizer.bits, x.numel()), turn, index, x.dtype
-            )
+            values = kernels.dequantize_packed(packed, table.float(), quantizer.bits, x.numel())
+            _turned_back(values, x.shape, turn, index, x.dtype)
         bits, n = quantizer.bits, x.numel() if keep is None else int(np.count_nonzero(keep.cpu().numpy()))
         how = struct.pack(f"<BB{len(floats)}f", SCHEMES.index(quantizer.scheme), bits, *floats)
     else:
@@ -351,17 +351,17 @@ def _check_quotients(values: Tensor, p: float) -> None:
         raise ValueError(f"the largest value, divided by the mask's {p}, is {largest:.3g} and beyond {values.dtype}")
 
 
-def _turned(x: Tensor, turn: int | None, index: int) -> Tensor:
+def _turned(x: Tensor, turn: tuple | None, index: int) -> Tensor:
     """x rotated, if it is to be."""
     if turn is None:
         return x
     check_tensor(x)  # here an error can still say where in x it is
-    return rotation.rotate(x, turn, index)
+    return rotation.rotate(x, *turn, index)
 
 
-def _turned_back(values: Tensor, turn: int, index: int, dtype: torch.dtype) -> Tensor:
+def _turned_back(values: Tensor, shape: tuple, turn: tuple, index: int, dtype: torch.dtype) -> Tensor:
     """Rotated values in the tensor's own frame of reference and dtype. ValueError if it cannot hold them."""
-    values = rotation.unrotate(values, turn, index)
+    values = rotation.unrotate(values, shape, *turn, index)
     if len(values) and not torch.stack(values.aminmax()).to(dtype).isfinite().all():
         raise ValueError(f"a value after the rotation is beyond {dtype}")
     return values.to(dtype)
@@ -421,17 +421,20 @@ def _dequantized(part: Part, n: int, frame: Frame, index: int, device: torch.dev
             lossless.expand(part.stage, part.payload, part.bits, n).to(device), table, part.bits, n
         )
     if turned:
-        values = _turned_back(values, frame.rotation, index, part.dtype)
+        values = _turned_back(values, part.shape, frame.rotation, index, part.dtype)
     return values
 
 
-def _read_extra(read: "_Reader") -> tuple[Mask | None, int | None, bool]:
-    """The mask, the seed of the rotation, and whether positions follow: at most one of them."""
+def _read_extra(read: "_Reader") -> tuple[Mask | None, tuple[str, int] | None, bool]:
+    """The mask, the rotation, and whether positions follow: at most one of them."""
     (extra,) = read.fields("B")
-    if extra > 3:
-        raise WireError(f"the byte that says whether there is a mask or a rotation is {extra}; allowed are 0 to 3")
+    if extra > 4:
+        raise WireError(f"the byte that says whether there is a mask or a rotation is {extra}; allowed are 0 to 4")
+    for kind, number in TURNS.items():
+        if extra == number:
+            return None, (kind, read.fields("Q")[0]), False
     if extra != 1:
-        return None, read.fields("Q")[0] if extra == 2 else None, extra == 3
+        return None, None, extra == 3
     p, seed = read.fields("dQ")
     if not 0 < p < 1:
         raise WireError(f"the mask keeps an entry with probability {p}, which is not between 0 and 1")

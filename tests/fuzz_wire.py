@@ -40,7 +40,7 @@ def valid_frames() -> list[bytes]:
         for quantizer in quantizers
         for tensors in (state, large)
         for entropy in ("none", "deflate", "ans")
-        for extra in ({}, {"mask": 0.5}, {"rotate": "hadamard"}, {"top": 0.3})
+        for extra in ({}, {"mask": 0.5}, {"rotate": "hadamard"}, {"rotate": "channels"}, {"top": 0.3})
         if (quantizer or "rotate" not in extra) and (entropy != "none" or "top" not in extra)
     ]
 

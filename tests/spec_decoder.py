@@ -32,7 +32,9 @@ def decode(frame: bytes) -> dict:
     assert take(1) == b"\x02"
     extra = take(1)[0]
     p, seed = (
-        struct.unpack("<dQ", take(16)) if extra == 1 else (1.0, struct.unpack("<Q", take(8))[0] if extra == 2 else 0)
+        struct.unpack("<dQ", take(16))
+        if extra == 1
+        else (1.0, struct.unpack("<Q", take(8))[0] if extra in (2, 4) else 0)
     )
     tensors, owner = {}, None
     for index in range(number()):
@@ -57,6 +59,8 @@ def decode(frame: bytes) -> dict:
             values = [struct.unpack("<f", struct.pack("<f", v))[0] for v in values]  # rounded to float32
         if extra == 2 and scheme:
             values = unrotate(values, seed, index)
+        if extra == 4 and scheme:
+            values = unrotate_channels(values, shape, seed, index)
         if masked:
             sent = iter(values)
             values = [next(sent) if k else 0.0 for k in keep]
@@ -142,13 +146,34 @@ def unrotate(values, seed, tensor):
     signs = kept(n * len(starts), 0.5, seed, tensor)
     for i in reversed(range(len(starts))):
         start, stays = starts[i], signs[i * n : (i + 1) * n]
-        x, h = values[start : start + n], 1
-        while h < n:
-            x = [x[j] + x[j + h] if not j & h else x[j - h] - x[j] for j in range(n)]
-            h *= 2
-        x = [struct.unpack("<f", struct.pack("<f", v / math.sqrt(n)))[0] for v in x]
+        x = turned(values[start : start + n])
         values[start : start + n] = [v if stay else -v for v, stay in zip(x, stays)]
     return values
+
+
+def unrotate_channels(values, shape, seed, tensor):
+    if not values:
+        return values
+    values = [v if stay else -v for v, stay in zip(values, kept(len(values), 0.5, seed, tensor))]
+    rows, n = shape[0] if shape else 1, 2**16
+    while n > rows:
+        n //= 2
+    columns = len(values) // rows
+    starts = list(range(0, rows - n + 1, n)) + ([rows - n] if rows % n else [])
+    for start in reversed(starts):
+        for column in range(columns):
+            places = [(start + i) * columns + column for i in range(n)]
+            for place, v in zip(places, turned([values[place] for place in places])):
+                values[place] = v
+    return values
+
+
+def turned(x):
+    n, h = len(x), 1
+    while h < n:
+        x = [x[j] + x[j + h] if not j & h else x[j - h] - x[j] for j in range(n)]
+        h *= 2
+    return [struct.unpack("<f", struct.pack("<f", v / math.sqrt(n)))[0] for v in x]
 
 
 def kept(n, p, seed, tensor):

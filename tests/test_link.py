@@ -44,7 +44,7 @@ def test_link_strings(text, expected):
         ("sign:1", "'sign' takes no bits"),
         ("sign,scale=two", "scale must be one of 'mean', 'one', got 'two'"),
         ("sign,clip=0", "unknown option 'clip=0'; allowed: scale=..., mask=..."),
-        ("cosine:2,rotate=yes", "rotate must be one of 'none', 'hadamard', got 'yes'"),
+        ("cosine:2,rotate=yes", "rotate must be one of 'none', 'hadamard', 'channels', got 'yes'"),
         ("cosine:2,rotate=hadamard,mask=0.1", "it goes neither with tensors that are not quantized nor with a mask"),
         ("none,rotate=hadamard", "it goes neither with tensors that are not quantized nor with a mask"),
         ("none,clip=0", "unknown option 'clip=0'; allowed: mask=..., entropy=..., rotate=..."),

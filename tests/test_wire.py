@@ -71,10 +71,10 @@ def test_memory_layout_does_not_matter(layout):
 
 
 def test_a_rotation_costs_eight_bytes():
-    for bits in (1, 3):
-        blob = wire.encode(STATE, Cosine(bits), rotate="hadamard", generator=generator())
+    for bits, kind in ((1, "hadamard"), (3, "hadamard"), (2, "channels")):
+        blob = wire.encode(STATE, Cosine(bits), rotate=kind, generator=generator())
         assert len(blob) == wire.frame_bytes(STATE, bits, rotated=True) == wire.frame_bytes(STATE, bits) + 8
-        assert wire.inspect(blob).rotation is not None
+        assert wire.inspect(blob).rotation[0] == kind
     assert wire.inspect(wire.encode(STATE, Cosine(1))).rotation is None
 
 
@@ -188,7 +188,7 @@ RAW = b"\x01a\0\0"  # a tensor "a", float32, raw
         (head()[:-1] + b"\x81\x00" + RAW + b"\0\0\4abcd", "a number at byte 6 has a needless last byte 0"),
         (head() + b"\x01a\0\1\2" + struct.pack("<2f", 1, 1) + b"\0\1\3\1\xff", "last byte is not filled with zeros"),
         (head(count=0) + b"more", "4 bytes are left over after the 0 tensors"),
-        (head(masked=b"\4"), "whether there is a mask or a rotation is 4"),
+        (head(masked=b"\5"), "whether there is a mask or a rotation is 5"),
         (head(masked=b"\1" + struct.pack("<dQ", 1.5, 0)), "probability 1.5"),
         (head(masked=b"\1" + struct.pack("<dQ", float("nan"), 0)), "probability nan"),
         (head()[:-1] + b"\xff" * 9, "a number at byte 6 is longer than 9 bytes"),
@@ -265,7 +265,7 @@ def test_what_would_expand_without_limit_is_stopped():
     assert not wire.decode(endless(1000))["a"].any()  # within the limit it is what it says
 
 
-@pytest.mark.parametrize("extra", [{}, {"mask": 0.9}, {"rotate": "hadamard"}], ids=str)
+@pytest.mark.parametrize("extra", [{}, {"mask": 0.9}, {"rotate": "hadamard"}, {"rotate": "channels"}], ids=str)
 @pytest.mark.parametrize("entropy", ["none", "deflate", "ans"])
 @pytest.mark.parametrize("quantizer", [None, Cosine(1), Cosine(7), Cosine(8)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -317,7 +317,12 @@ def test_the_limit_is_exact_and_the_callers():
         ({"a": torch.ones(2)}, {"mask": 0}, ValueError, r"mask must be a number in \(0, 1\]"),
         ({"a": torch.ones(2)}, {"mask": 0.5}, ValueError, "a random mask or rotation needs generator="),
         ({"a": torch.ones(2)}, {"rotate": "hadamard"}, ValueError, "a random mask or rotation needs generator="),
-        ({"a": torch.ones(2)}, {"rotate": "full"}, ValueError, "rotate must be one of 'none', 'hadamard', got 'full'"),
+        (
+            {"a": torch.ones(2)},
+            {"rotate": "full"},
+            ValueError,
+            "rotate must be one of 'none', 'hadamard', 'channels', got 'full'",
+        ),
         ({"a": torch.ones(2)}, {"rotate": "hadamard", "mask": 0.5}, ValueError, "goes neither with .* nor with a mask"),
         ({"a": torch.ones(2)}, {"rotate": "hadamard", "quantizer": None}, ValueError, "goes neither with tensors that"),
         (
