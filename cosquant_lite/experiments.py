@@ -29,6 +29,7 @@ EXPERIMENTS = {
     # what could take the clip's place
     "uniform-2-noclip": {"up": "uniform:2,clip=0"},
     "minmax-2-rotated": {"up": f"uniform:2,{MINMAX},rotate=hadamard"},
+    "minmax-2-channels": {"up": f"uniform:2,{MINMAX},rotate=channels"},  # as the paper's group published it, later
     "cosine-2-stochastic": {"up": "cosine:2,rounding=stochastic"},
     "cosine-1": {"up": "cosine:1"},
     # by how much one bit, two bits and the sign change a step: 2.34, 1.06 and 0.49 for the update of notebook 03

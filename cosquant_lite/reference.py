@@ -94,14 +94,16 @@ def late_cases(results: list[dict]) -> np.ndarray:
 
 def rows(names: list[str]) -> list[dict]:
     """A row for each experiment: MB a round down and up (all clients), how many times fewer bytes than float32 both
-    ways, MB to LEVEL % accuracy, seeds, and the accuracies with each split."""
+    ways, MB to LEVEL % accuracy with the data dealt out evenly ("" without such a run), the accuracies with each split,
+    and how many seeds each has."""
     whole, table = _traffic("float32"), []
     for name in names:
-        down, up = _traffic(name)
-        results = load(name)
-        row = {"name": name, "down": down, "up": up, "fewer": sum(whole) / (down + up), "seeds": len(results)}
-        row |= {split: spread(late(load(name, split))) if has(name, split) else "" for split in ("iid", "classes:2")}
-        table.append(row | {"to level": megabytes_to(LEVEL, results)})
+        found = {split: load(name, split) if has(name, split) else [] for split in ("iid", "classes:2")}
+        down, up = _traffic(name, next(split for split, results in found.items() if results))
+        row = {"name": name, "down": down, "up": up, "fewer": sum(whole) / (down + up)}
+        row["to level"] = megabytes_to(LEVEL, found["iid"]) if found["iid"] else ""
+        row["seeds"] = " and ".join(dict.fromkeys(str(len(results)) for results in found.values() if results))
+        table.append(row | {split: spread(late(results)) if results else "" for split, results in found.items()})
     return table
 
 
@@ -122,7 +124,7 @@ def table() -> str:
         f"| run | down, MB a round | up, MB a round | times fewer bytes | MB to {LEVEL} % | accuracy, % | with 2 classes a client, % | seeds |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows([name for name in experiments.EXPERIMENTS if has(name, "iid")]):
+    for row in rows([name for name in experiments.EXPERIMENTS if has(name, "*")]):
         traffic = f"{row['down']:.2f} | {row['up']:.2f} | {row['fewer']:.1f} | {reached(row['to level'])}"
         lines.append(f"| {row['name']} | {traffic} | {row['iid']} | {row['classes:2']} | {row['seeds']} |")
     return "\n".join(lines)
@@ -177,6 +179,8 @@ def brats_table() -> str:
     return "\n".join(lines)
 
 
-def reached(megabytes: float) -> str:
-    """A number of MB for a table, or "not reached"."""
+def reached(megabytes: float | str) -> str:
+    """A number of MB for a table, or "not reached"; a text as it is."""
+    if isinstance(megabytes, str):
+        return megabytes
     return "not reached" if np.isnan(megabytes) else f"{megabytes:.0f}"

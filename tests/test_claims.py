@@ -1,11 +1,18 @@
 """The claims table: every claim has evidence, a verdict, and runs that are there."""
 
 import json
+import re
+from pathlib import Path
 
+import nbformat
 import pytest
 
-from cosquant_lite import runs
+from cosquant_lite import reference, runs
 
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "notebooks").glob("*.ipynb"))]
+PROGFED = {"84.67 ± 0.14", "86.77 ± 0.45"}  # as our source has them
+SPREAD = re.compile(r"\d+\.\d+ ± \d+\.\d+")
 CLAIMS = json.loads((runs.RESULTS / "claims.json").read_text("utf-8"))["claims"]
 VERDICTS = {"reproduced", "partly", "not at this scale", "not testable here"}
 
@@ -18,3 +25,27 @@ def test_a_claim_has_evidence_a_verdict_and_runs_that_exist(claim):
     assert len(claim["evidence"]) > 40
     assert all(list(runs.RESULTS.glob(f"{name}-seed*.json")) for name in claim["runs"])
     assert claim["runs"]
+
+
+def spread(run: str) -> str:
+    """Of all seeds of a run, given by its path in results/ without "-seed*.json"."""
+    found = [json.loads(file.read_text("utf-8")) for file in sorted(runs.RESULTS.glob(f"{run}-seed*.json"))]
+    last = 1 if run.startswith(("ablation", "cifar10-")) else 5  # where the step size falls, the last measurement counts
+    return reference.spread(reference.late(found, last))
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim["claim"][:40])
+def test_its_numbers_are_those_of_its_runs(claim):
+    said = set(SPREAD.findall(claim["evidence"]))
+    assert said <= {spread(run) for run in claim["runs"]}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_spread_on_a_page_is_one_of_committed_runs(page):
+    files = runs.RESULTS.glob("*/**/*-seed*.json")
+    known = {spread(str(file.relative_to(runs.RESULTS)).rpartition("-seed")[0]) for file in files}
+    text = page.read_text("utf-8")
+    if page.suffix == ".ipynb":
+        text = "\n".join(cell.source for cell in nbformat.reads(text, 4).cells if cell.cell_type == "markdown")
+    prose = "\n".join(line for line in text.splitlines() if not line.startswith("|"))  # tables have tests of their own
+    assert set(SPREAD.findall(prose)) <= known | PROGFED
