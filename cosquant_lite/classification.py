@@ -63,7 +63,8 @@ def accuracy(pool: Pool, weights: State, x: Tensor, y: Tensor) -> float:
         with torch.inference_mode():
             return (model(part[0]).argmax(1) == part[1]).sum().item()
 
-    return sum(pool.map(hits, zip(x.split(100), y.split(100)))) / len(y)
+    size = 2000 if x.is_cuda else 100
+    return sum(pool.map(hits, zip(x.split(size), y.split(size)))) / len(y)
 
 
 def augment(x: Tensor, *generators: torch.Generator) -> Tensor:
@@ -74,7 +75,9 @@ def augment(x: Tensor, *generators: torch.Generator) -> Tensor:
     """
     n, size = len(x), x.shape[-1]
     # one call of each generator and one copy to the device: a GPU waits for both at every step
-    drawn = torch.cat([torch.rand(6, n // len(generators), generator=each) for each in generators], 1).to(x.device)
+    drawn = torch.cat([torch.rand(6, n // len(generators), generator=each) for each in generators], 1)
+    if x.is_cuda:
+        drawn = drawn.pin_memory().to(x.device, non_blocking=True)  # the next step is prepared while this one runs
     (top, left), flipped = (9 * drawn[:2]).long(), drawn[2] < 0.5
     brightness, contrast, saturation = (1 + JITTER * (2 * drawn[3:] - 1)).view(3, n, 1, 1, 1)
     line = torch.arange(size, device=x.device)

@@ -262,7 +262,11 @@ def check_finite(state: State, lr: float) -> None:
 
 
 def usable(device: str) -> torch.device:
-    """The device of this name. ValueError if there is no such device here."""
+    """The device of this name. ValueError if there is no such device here.
+
+    On a GPU convolutions become exact float32 and the same each time: cuDNN rounds to TF32 and picks freely otherwise.
+    """
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
     try:
         probe = torch.zeros(1, device=device)
         probe.item()  # "meta" has no data

@@ -95,5 +95,5 @@ def _commit() -> str:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != folder:  # somebody else's repository around a copy
             return "not a git checkout"
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "not a git checkout"
+    except (OSError, subprocess.CalledProcessError):  # a copy on another machine may be told what it is a copy of
+        return os.environ.get("COSQUANT_COMMIT", "not a git checkout")

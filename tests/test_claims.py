@@ -30,8 +30,8 @@ def test_a_claim_has_evidence_a_verdict_and_runs_that_exist(claim):
 def spread(run: str) -> str:
     """Of all seeds of a run, given by its path in results/ without "-seed*.json"."""
     found = [json.loads(file.read_text("utf-8")) for file in sorted(runs.RESULTS.glob(f"{run}-seed*.json"))]
-    last = 1 if run.startswith(("ablation", "cifar10-")) else 5  # where the step size falls, the last measurement counts
-    return reference.spread(reference.late(found, last))
+    falling = run.startswith(("ablation", "cifar10-"))  # the step size: the last measurement counts alone
+    return reference.spread(reference.late(found, 1 if falling else 5))
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim["claim"][:40])

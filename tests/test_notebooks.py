@@ -1,4 +1,4 @@
-"""Every notebook through papermill in the quick profile: the numbers are as expected, and those of one the same a second time.
+"""Every notebook through papermill in the quick profile: the numbers are as expected, and those of two the same a second time.
 
 Their committed outputs are compared with the same run. `make test` has nbval do so once more for 00 and 01;
 `pytest --nbval-lax notebooks` does it for all, in five minutes. That training repeats itself is tested in test_federated.
@@ -16,7 +16,7 @@ from cosquant_lite.reproduce import all_notebooks
 
 PATHS = {path.stem: path for path in all_notebooks()}
 NAMES = list(PATHS)
-TWICE = ["03_error_analysis"]  # it draws numbers and simulates clients
+TWICE = ["03_error_analysis", "08_beyond_the_paper"]  # they draw numbers, masks and rotations, and simulate clients
 
 
 @pytest.fixture(scope="module")
