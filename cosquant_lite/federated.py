@@ -150,7 +150,13 @@ class Round:
 
 
 def run(config: FedConfig, workers: int = 0, device: str = "cpu") -> History:
-    """Run the experiment to its end and return what it measured. workers, device: as in `rounds`."""
+    """Run the experiment to its end and return what it measured. workers, device: as in `rounds`.
+
+    FileNotFoundError: real data that is not there. ValueError: data that cannot be dealt out like this, no such device.
+    FloatingPointError: training diverged.
+    """
+    if not isinstance(config, FedConfig):
+        raise TypeError(f"expected a FedConfig, got {type(config).__name__}")
     data = load_data(config.dataset, config.data)
     records = [finished.record for finished in rounds(config, data, workers=workers, device=device)]
     return History(records, {"config": asdict(config), **about(data), **runs.provenance()})
@@ -172,6 +178,8 @@ def rounds(
     and accuracy is measured; messages are made on the CPU, so that they are the same bytes. together: all clients of a
     round as one batched network, if they have equally many images; None: just if the device is not the CPU.
     """
+    if workers < 0:
+        raise ValueError(f"workers must be at least 0, which is one thread on each core, got {workers}")
     device = usable(device)
     task = make_task(config, data, device)
     progress = progress or Progress(initial_weights(task.model, config.seed))

@@ -114,6 +114,8 @@ class ScalarQuantizer:
 
     def dequantize(self, quantized: Quantized) -> Tensor:
         """The float32 tensor that the codes stand for; the shape and device of the codes."""
+        if not isinstance(quantized, Quantized):
+            raise TypeError(f"expected what quantize(x) returns, a Quantized, got {type(quantized).__name__}")
         if (quantized.scheme, quantized.bits) != (self.scheme, self.bits):
             raise ValueError(
                 f"these codes were made by {quantized.scheme!r} with {quantized.bits} bits "
@@ -304,10 +306,11 @@ def _check_options(quantizer: Cosine | Uniform) -> None:
     bits, clip = quantizer.bits, quantizer.clip
     if not is_whole(bits) or not 1 <= operator.index(bits) <= 8:
         raise ValueError(f"bits must be a whole number from 1 to 8, got {bits!r}")
-    if clip != "auto" and (isinstance(clip, bool) or not isinstance(clip, numbers.Real) or not 0 <= clip < 0.5):
+    auto = isinstance(clip, str) and clip == "auto"
+    if not auto and (isinstance(clip, bool) or not isinstance(clip, numbers.Real) or not 0 <= clip < 0.5):
         raise ValueError(f"clip must be a number in [0, 0.5), or 'auto', got {clip!r}")
     object.__setattr__(quantizer, "bits", operator.index(bits))
-    object.__setattr__(quantizer, "clip", clip if clip == "auto" else float(clip))
+    object.__setattr__(quantizer, "clip", clip if auto else float(clip))
     check_choice("scale", quantizer.scale, SCALES)
     check_choice("rounding", quantizer.rounding, ROUNDINGS)
 

@@ -85,6 +85,14 @@ def write_json(path: Path, content) -> None:
     write_atomic(path, text + "\n")
 
 
+def read_json(path: Path):
+    """What a JSON file holds. ValueError names one that is damaged; OSError if it cannot be read."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
 def _commit() -> str:
     folder = Path(__file__).resolve().parents[1]
 

@@ -112,7 +112,7 @@ def _about(folder: Path, config: FedConfig, data: Images | Volumes) -> dict:
     file, mine = folder / "config.json", {"config": asdict(config), **datasets.about(data)}
     if not file.exists():
         return {**mine, "diverged": None, "sessions": []}
-    stored = json.loads(file.read_text("utf-8"))
+    stored = runs.read_json(file)
     for key, value in mine.items():
         if stored[key] != value:
             raise ValueError(f"{folder} holds a run with the {key} {stored[key]!r}, not {value!r}; take another folder")

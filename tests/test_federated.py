@@ -142,6 +142,13 @@ def test_a_wrong_configuration_is_named(wrong, named):
         FedConfig(**wrong)
 
 
+def test_what_cannot_be_run_is_named_before_anything_is_trained():
+    with pytest.raises(TypeError, match="expected a FedConfig, got dict"):
+        federated.run({"rounds": 1})
+    with pytest.raises(ValueError, match="workers must be at least 0, which is one thread on each core, got -1"):
+        federated.run(FedConfig(data="embedded"), workers=-1)
+
+
 def test_numpy_numbers_become_plain_ones():
     config = FedConfig(clients=np.int64(20), lr=np.float32(0.5))
     assert (type(config.clients), type(config.lr), config.lr) == (int, float, 0.5)

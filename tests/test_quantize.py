@@ -312,6 +312,10 @@ def test_all_exact_zeros_get_the_same_level_next_to_zero(make):
 
 
 def test_wrong_types_and_missing_generator():
+    with pytest.raises(TypeError, match=r"expected what quantize\(x\) returns, a Quantized, got Tensor"):
+        Cosine(2).dequantize(torch.ones(3))
+    with pytest.raises(ValueError, match=r"clip must be a number in \[0, 0.5\), or 'auto', got array"):
+        Cosine(2, clip=np.array([0.1, 0.2]))
     with pytest.raises(TypeError, match=r"expected a torch.Tensor, got list"):
         Cosine(2).quantize([1.0])
     with pytest.raises(TypeError, match=r"got torch.int64"):

@@ -148,6 +148,12 @@ def test_what_belongs_to_another_run_is_refused_before_anything_is_yielded(tmp_p
             next(store.resume(tmp_path, config, data))
 
 
+def test_a_damaged_configuration_is_named(tmp_path, images):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json is damaged: Expecting"):
+        next(store.resume(tmp_path, CONFIG, images))
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
 def test_a_damaged_or_missing_checkpoint_is_named_and_nothing_is_lost(tmp_path, images, damage):
     list(store.resume(tmp_path, FedConfig(**{**OPTIONS, "rounds": 2}), images))

@@ -4,7 +4,6 @@ A prepared case is NAME.npz: image uint8 (4, S, S, S), label uint8 (S, S, S), sc
 and spacing_mm; axes run left, posterior, superior (LPS), as BraTS is distributed. `nifti.py` makes them.
 """
 
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cosquant_lite import runs
 from cosquant_lite.datasets import Volumes
 
 MODALITIES = ("FLAIR", "T1w", "T1gd", "T2w")
@@ -24,7 +24,7 @@ RELEASES = {"Brats17": "BraTS 2017", "Brats18": "BraTS 2018", "BraTS19": "BraTS 
 
 def load(root: Path) -> Volumes:
     """The prepared cases under root/brats, with the hold-out of `held_out`. ValueError names a case that does not fit."""
-    names = json.loads((root / "brats" / "source.json").read_text("utf-8"))["cases"]
+    names = runs.read_json(root / "brats" / "source.json")["cases"]
     images, labels = zip(*(read_prepared(root / "brats" / f"{name}.npz") for name in names))
     if len({image.shape for image in images}) > 1:
         raise ValueError(f"{root / 'brats'} mixes cases of different size; prepare them again, together")

@@ -26,7 +26,7 @@ def load(root: Path) -> Images:
     if (root / CIFAR10.base_folder).is_dir():
         return _official(root)
     arrays = [torch.from_numpy(np.load(root / "cifar10" / f"{name}.npy")) for name in ARRAYS]
-    return Images(*arrays, CLASSES, json.loads((root / "cifar10" / "source.json").read_text("utf-8"))["source"])
+    return Images(*arrays, CLASSES, runs.read_json(root / "cifar10" / "source.json")["source"])
 
 
 def download(root: Path) -> str:
