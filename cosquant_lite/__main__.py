@@ -10,9 +10,8 @@ from pathlib import Path
 from cosquant_lite import __version__
 from cosquant_lite.datasets import DATASETS
 
-PARSER = partial(
-    argparse.ArgumentParser, allow_abbrev=False
-)  # a result keeps its command, and leaves `--out` out of it
+# no shortened options: a result keeps its command without `--out` and the like, which it knows by their full names
+PARSER = partial(argparse.ArgumentParser, allow_abbrev=False)
 RUN_EXAMPLE = "example: python -m cosquant_lite run --data real --rounds 3 --down cosine:8 --up cosine:2,clip=0.01"
 DATA_EXAMPLE = "example: python -m cosquant_lite data import cifar10 ~/Downloads/cifar-10-python.tar.gz"
 PREPARE = "Crops each case to the brain and resamples it; needs memory for one case at a time."

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cosquant_lite import report, runs
-from cosquant_lite.datasets import DATA_CHOICES, DATASETS, EMBEDDED, SUMS, data_root, resolve
+from cosquant_lite.datasets import DATA_CHOICES, DATASETS, EMBEDDED, SUMS, available, data_root, resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -197,8 +197,8 @@ def _read_record(path: Path, out: Path) -> dict:
 def _key(path: Path, parameters: Mapping) -> str:
     """A hash over everything that can change the notebook's results."""
     cells = [cell["source"] for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
-    taken = resolve(_uses(path), parameters["data"])  # "auto" may mean another than last time
-    digest = hashlib.sha256(json.dumps([cells, dict(parameters), taken, runs.versions()], sort_keys=True).encode())
+    real = parameters["data"] != "embedded" and available(_uses(path))  # "auto" may mean another than last time
+    digest = hashlib.sha256(json.dumps([cells, dict(parameters), real, runs.versions()], sort_keys=True).encode())
     package = sorted(Path(__file__).parent.rglob("*.py")) + sorted(Path(__file__).parent.glob("*.mplstyle"))
     inputs = sorted(EMBEDDED.glob("client_update.*"))
     for folder in (*DATASETS, "captured"):

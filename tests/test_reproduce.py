@@ -122,6 +122,10 @@ def test_what_is_up_to_date_is_not_any_more_when_the_data_changed(course, tmp_pa
     empty, folder, source, sums, official = keys["auto"]
     assert empty == folder != source != sums == official, "brats is what this notebook uses"
     assert keys["embedded"][0] == keys["embedded"][1]
+    path.write_text(path.read_text().replace("brats", "update"))
+    assert reproduce._key(path, {"data": "real"}), (
+        "there is none, which is no error of a notebook that was not asked for"
+    )
 
 
 def test_a_notebook_that_fails_or_records_nothing_is_a_failure_and_the_others_run(course, tmp_path, capsys):
