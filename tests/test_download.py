@@ -65,7 +65,6 @@ def test_a_wrong_checksum_and_a_missing_page_are_named(server, tmp_path):
         download(server.url + "/file", tmp_path / "file.tar", "0000")
     with pytest.raises(OSError, match="404"):
         download(server.url + "/missing", tmp_path / "file.tar", MD5)
-    server.server_close()
-    with pytest.raises(OSError, match=f"{server.url}/file: .*refused"):
-        download(server.url + "/file", tmp_path / "file.tar", MD5)
+    with pytest.raises(OSError, match=r"127\.0\.0\.1:1/file: .*refused"):
+        download("http://127.0.0.1:1/file", tmp_path / "file.tar", MD5)
     assert not list(tmp_path.iterdir())

@@ -76,7 +76,7 @@ def read_prepared(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Image and label of a prepared case. ValueError names a file that is damaged or holds something else."""
     try:
         with np.load(path) as stored:
-            image, label, _, _ = (stored[key] for key in ("image", "label", "scale", "spacing_mm"))
+            image, label = stored["image"], stored["label"]
     except Exception as error:  # zipfile, zlib and numpy each have their own
         raise ValueError(f"{path} is not a prepared BraTS case: {error or type(error).__name__}") from None
     size = image.shape[-1] if image.ndim == 4 else 0

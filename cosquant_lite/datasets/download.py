@@ -21,7 +21,7 @@ def download(url: str, path: Path, md5: str) -> None:
         with urlopen(Request(url, headers={"Range": f"bytes={start}-"}), timeout=60) as response:
             resumed = response.status == 206  # a host that cannot resume answers 200 and sends everything
             _receive(response, partial, start if resumed else 0)
-    except URLError as error:
+    except (URLError, ConnectionError) as error:
         if getattr(error, "code", None) != 416:  # 416: nothing is left to send
             raise OSError(f"{url}: {error}") from None
     with partial.open("rb") as file:

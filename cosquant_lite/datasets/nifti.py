@@ -162,6 +162,8 @@ def _hull(image: Tensor) -> np.ndarray:
 def _load_prepared(path: Path) -> Case:
     image, label = read_prepared(path)
     with np.load(path) as stored:
+        if missing := {"scale", "spacing_mm"} - set(stored):
+            raise ValueError(f"{path} is not a prepared BraTS case: {', '.join(sorted(missing))} missing")
         scale, spacing = torch.from_numpy(stored["scale"]), float(stored["spacing_mm"])
     return Case(path.stem, image * scale.view(4, 1, 1, 1) / 255, label, spacing)
 
