@@ -1,24 +1,37 @@
 """The clients of a round trained together on one device: the same steps as `training.train_client`, batched over clients.
 
 One network with a leading client dimension on every weight (torch.func.vmap). Results agree with the plain path to
-float tolerance: sums run in another order. On a GPU the step is compiled (torch.compile), to be launched as one graph
-instead of some 200 operations; this has not run on a GPU yet. TORCH_COMPILE_DISABLE=1 turns it off. PyTorch's default
-lets a GPU round what goes into a convolution to TF32's 10 bits of mantissa, and it stays so here.
+float tolerance: sums run in another order. On a GPU a step is compiled (torch.compile; TORCH_COMPILE_DISABLE=1 turns
+that off), and the steps of an epoch are recorded once as a CUDA graph, which is then launched as a whole.
 """
 
+import math
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
-from cosquant_lite.training import LocalSGD, State, as_they_are
+from cosquant_lite.training import LocalSGD, State, as_they_are, nothing
+
+TOGETHER = 5  # samples in one matrix product: fewer are many copies of the weights, more leave a GPU idle
+OPTIONS = {
+    "force_pointwise_cat": True,
+    "realize_reads_threshold": 1,
+}  # the shifted copies of images in one go: 40 % of a step
 
 
-def train_clients(
+def train_clients(*arguments, **options) -> list[tuple[State, float]]:
+    """`start_clients`, and wait for them."""
+    return start_clients(*arguments, **options)()
+
+
+def start_clients(
     model: nn.Module,
     weights: State,
     x: Tensor,
@@ -26,47 +39,161 @@ def train_clients(
     shuffles: list[torch.Generator],
     sgd: LocalSGD,
     loss_of: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
-    prepare: Callable[..., tuple[Tensor, Tensor]] = as_they_are,
-) -> list[tuple[State, float]]:
+    draw: Callable[[int, torch.Generator], Tensor] = nothing,
+    prepare: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = as_they_are,
+) -> Callable[[], list[tuple[State, float]]]:
     """`training.train_client` for K clients with n samples each. x: (K, n, ...), y: (K, n, ...), on the model's device.
 
-    The trained weights come back on the CPU.
+    Returns a function that waits for the results, which are on the CPU: a GPU trains while the caller does something else.
     """
-    clients = torch.arange(len(y), device=y.device).view(-1, 1)
-    params = {name: w.to(y.device).expand(len(y), *w.shape).clone() for name, w in weights.items()}
-    # SGD is elementwise: a stacked weight moves as each client's would by itself
-    optimizer = torch.optim.SGD(params.values(), sgd.lr, sgd.momentum, weight_decay=sgd.weight_decay)
-    steps = {compiled: gradients_of(model, loss_of, compiled) for compiled in (False, y.is_cuda)}
-    losses = []
+    orders, drawn = zip(*(_draws(y.shape[1], sgd, draw, shuffle) for shuffle in shuffles))
+    orders, drawn, lr, *start = _to(
+        y.device, [torch.stack(orders), torch.stack(drawn), torch.tensor(sgd.lr), *weights.values()]
+    )
+    epoch = _epoch_of(model, tuple(weights), replace(sgd, lr=0.0), loss_of, prepare)
+    params = [w.expand(len(y), *w.shape) for w in start]
+    state, losses = params + [torch.zeros_like(p) for p in params], []
+    for order, numbers in zip(orders.split(y.shape[1], 1), drawn.split(y.shape[1], -1)):
+        loss, *state = _run(epoch, [x, y, order, numbers, lr, *state])
+        losses.append(loss.clone())  # the next epoch of a graph writes to where this one is
+    losses, *trained = [each.to("cpu", non_blocking=True) for each in (torch.cat(losses), *state[: len(params)])]
+    done = torch.cuda.Event() if y.is_cuda else None
+    if done:
+        done.record()
+
+    def finish() -> list[tuple[State, float]]:
+        if done:
+            done.synchronize()
+        means = losses.double().mean(0).tolist()
+        if not np.isfinite(means).all():
+            raise FloatingPointError(
+                f"a client's loss became infinite or NaN at lr={sgd.lr}: try a smaller lr or a max_norm"
+            )
+        return [({name: p[k] for name, p in zip(weights, trained)}, mean) for k, mean in enumerate(means)]
+
+    return finish
+
+
+def _draws(n: int, sgd: LocalSGD, draw: Callable, shuffle: torch.Generator) -> tuple[Tensor, Tensor]:
+    """One client's order of its n samples in each epoch, end to end, and the random numbers of each, from `draw`."""
+    orders, drawn = [], []
     for _ in range(sgd.epochs):
-        order = torch.stack([torch.randperm(y.shape[1], generator=shuffle) for shuffle in shuffles]).to(y.device)
-        for batch in order.split(sgd.batch_size, dim=1):
-            prepared = prepare(x[clients, batch].flatten(0, 1), y[clients, batch].flatten(0, 1), *shuffles)
-            optimizer.zero_grad()  # the next step of a CUDA graph writes to where these gradients are
-            step = steps[y.is_cuda and batch.shape[1] == sgd.batch_size]  # every shape would be compiled anew
-            gradients, loss = step(params, *(part.unflatten(0, batch.shape) for part in prepared))
-            losses.append(loss.clone())  # as above
-            if sgd.max_norm:
-                norms = sum(g.flatten(1).square().sum(1) for g in gradients.values()).sqrt()
-                shorter = (sgd.max_norm / (norms + 1e-6)).clamp(max=1)
-                gradients = {name: g * shorter.view(-1, *[1] * (g.ndim - 1)) for name, g in gradients.items()}
-            for name, p in params.items():
-                p.grad = gradients[name]
-            optimizer.step()
-    means = torch.stack(losses).cpu().double().mean(0).tolist()
-    if not np.isfinite(means).all():
-        raise FloatingPointError(
-            f"a client's loss became infinite or NaN at lr={sgd.lr}: try a smaller lr or a max_norm"
-        )
-    trained = {name: p.cpu() for name, p in params.items()}  # one copy of each for all clients
-    return [({name: p[k] for name, p in trained.items()}, mean) for k, mean in enumerate(means)]
+        orders.append(torch.randperm(n, generator=shuffle))
+        drawn += [draw(len(batch), shuffle) for batch in orders[-1].split(sgd.batch_size)]
+    return torch.cat(orders), torch.cat(drawn, -1)
 
 
-@lru_cache(8)
-def gradients_of(model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor], compiled: bool) -> Callable:
-    """(params, x, y), each with a leading client dimension -> gradients and losses of all clients.
+def _to(device: torch.device, tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors on the device. A GPU need not be waited for."""
+    if device.type != "cuda":
+        return [x.to(device) for x in tensors]
+    return [x.pin_memory().to(device, non_blocking=True) for x in tensors]
 
-    Kept between the rounds of a run, so that it is compiled once for each number of clients.
+
+@lru_cache(4)
+def _epoch_of(
+    model: nn.Module, names: tuple[str, ...], sgd: LocalSGD, loss_of: Callable, prepare: Callable
+) -> Callable:
+    """A function of x, y, order (K, n), drawn (K, ..., n), lr, all weights and all velocities, each (K, ...): the losses of
+    each step and client, and the new weights and velocities."""
+    step = step_of(model, sgd, loss_of, prepare)
+    compiled = torch.compile(step, dynamic=False, options=OPTIONS)
+
+    def epoch(x: Tensor, y: Tensor, order: Tensor, drawn: Tensor, lr: Tensor, *state: Tensor) -> list[Tensor]:
+        params, velocity = dict(zip(names, state)), dict(zip(names, state[len(names) :]))
+        losses, clients = [], torch.arange(len(y), device=y.device).view(-1, 1)
+        for batch, numbers in zip(order.split(sgd.batch_size, 1), drawn.split(sgd.batch_size, -1)):
+            whole = y.is_cuda and batch.shape[1] == sgd.batch_size  # every shape would be compiled anew
+            now = compiled if whole else step
+            params, velocity, loss = now(params, velocity, x[clients, batch], y[clients, batch], numbers, lr)
+            losses.append(loss)
+        return [torch.stack(losses), *params.values(), *velocity.values()]
+
+    return epoch
+
+
+def step_of(model: nn.Module, sgd: LocalSGD, loss_of: Callable, prepare: Callable) -> Callable:
+    """A step of SGD of all clients: (params, velocity, x, y, drawn, lr) -> (params, velocity, losses).
+
+    All but lr have a leading client dimension. The step is torch.optim.SGD's, written out so that it is compiled, too.
     """
-    step = vmap(grad_and_value(lambda params, x, y: loss_of(functional_call(model, params, (x,)), y)))
-    return torch.compile(step, dynamic=False, mode="reduce-overhead") if compiled else step
+    gradients_of = vmap(grad_and_value(_loss(with_products(model), loss_of)))
+
+    def step(params: State, velocity: State, x: Tensor, y: Tensor, drawn: Tensor, lr: Tensor) -> tuple:
+        shape, drawn = y.shape[:2], drawn.movedim(0, -2).flatten(-2)
+        prepared = prepare(x.flatten(0, 1), y.flatten(0, 1), drawn)
+        gradients, losses = gradients_of(params, *(part.unflatten(0, shape) for part in prepared))
+        if sgd.max_norm:
+            norms = sum(g.flatten(1).square().sum(1) for g in gradients.values()).sqrt()
+            shorter = (sgd.max_norm / (norms + 1e-6)).clamp(max=1)
+            gradients = {name: g * shorter.view(-1, *[1] * (g.ndim - 1)) for name, g in gradients.items()}
+        decayed = {name: g + sgd.weight_decay * params[name] for name, g in gradients.items()}
+        velocity = {name: sgd.momentum * v + decayed[name] for name, v in velocity.items()}
+        return {name: p - lr * velocity[name] for name, p in params.items()}, velocity, losses
+
+    return step
+
+
+def _loss(model: nn.Module, loss_of: Callable) -> Callable:
+    return lambda params, x, y: loss_of(functional_call(model, params, (x,)), y)
+
+
+class ProductConv2d(nn.Module):
+    """A convolution as matrix products, TOGETHER samples each. vmap makes grouped ones of others, at which cuDNN is slow."""
+
+    def __init__(self, layer: nn.Conv2d):
+        super().__init__()
+        self.weight, self.bias, self.padding = layer.weight, layer.bias, layer.padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        (top, left), (out, _, high, wide) = self.padding, self.weight.shape
+        channels = (0, -x.shape[1] % 4)  # products of tensors are faster in rows of whole 16 bytes
+        x = pad(x.permute(0, 2, 3, 1), (*channels, left, left, top, top))
+        rows, columns = x.shape[1] - high + 1, x.shape[2] - wide + 1
+        near = torch.stack([x[:, i : i + rows, j : j + columns] for i in range(high) for j in range(wide)], 3)
+        near = near.reshape(len(x) // math.gcd(len(x), TOGETHER), -1, high * wide * x.shape[3])
+        weight = pad(self.weight, (0, 0, 0, 0, *channels)).permute(2, 3, 1, 0).reshape(-1, out)
+        y = torch.bmm(near, weight.expand(len(near), *weight.shape)) + self.bias
+        return y.view(len(x), rows, columns, out).permute(0, 3, 1, 2)
+
+
+def with_products(model: nn.Module) -> nn.Module:
+    """A copy of the model, with a `ProductConv2d` in place of each plain two-dimensional convolution."""
+    model = deepcopy(model)
+    for name, layer in list(model.named_modules()):
+        if type(layer) is nn.Conv2d and _is_plain(layer):
+            model.set_submodule(name, ProductConv2d(layer))
+    return model
+
+
+def _is_plain(layer: nn.Conv2d) -> bool:
+    usual = (layer.stride, layer.dilation, layer.groups, layer.padding_mode) == ((1, 1), (1, 1), 1, "zeros")
+    return usual and layer.bias is not None and isinstance(layer.padding, tuple)
+
+
+def _run(work: Callable, inputs: list[Tensor]) -> list[Tensor]:
+    """work(*inputs), on a GPU as a graph."""
+    if not inputs[0].is_cuda:
+        return work(*inputs)
+    return _recorded(work, tuple((x.shape, x.dtype) for x in inputs))(*inputs)
+
+
+@lru_cache(4)
+def _recorded(work: Callable, like: tuple) -> Callable:
+    """`work` on tensors of these shapes and types on a GPU, recorded as a CUDA graph. What it returns is overwritten by the
+    next call."""
+    given = [torch.zeros(shape, dtype=dtype, device="cuda") for shape, dtype in like]
+    with torch.cuda.stream(torch.cuda.Stream()):
+        work(*given)  # compiles, and sets up libraries
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = work(*given)
+
+    def replay(*inputs: Tensor) -> list[Tensor]:
+        for to, x in zip(given, inputs):
+            to.copy_(x)
+        graph.replay()
+        return results
+
+    return replay

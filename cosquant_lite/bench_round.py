@@ -101,7 +101,7 @@ def _bare(config: FedConfig, images: Images, device: str) -> Callable[[int], flo
     def seconds(number: int) -> float:
         order = torch.randperm(config.clients, generator=generator(config.seed, "sample", number))
         start = perf_counter()
-        train_chosen(config, task, pool, weights, number, order[:10].tolist(), together=device != "cpu")
+        list(train_chosen(config, task, pool, weights, number, order[:10].tolist(), together=device != "cpu"))
         return perf_counter() - start
 
     return seconds

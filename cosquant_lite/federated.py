@@ -7,8 +7,9 @@ trained weights -> up link -> server subtracts the weighted mean of the decoded 
 import math
 import operator
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
+from itertools import chain
 from time import perf_counter
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cosquant_lite import runs
-from cosquant_lite.batched import train_clients
+from cosquant_lite.batched import start_clients
 from cosquant_lite.datasets import DATA_CHOICES, DATASETS, Images, Volumes, about, brats, load_data, partition
 from cosquant_lite.link import Delivery, parse_link, send, send_with_memory
 from cosquant_lite.models import MODELS, initial_weights
@@ -212,10 +213,8 @@ def _round(config: FedConfig, task: Task, pool: Pool, progress: Progress, togeth
     order = torch.randperm(config.clients, generator=generator(config.seed, "sample", number))
     chosen = order[: config.clients_per_round].tolist()
     sizes = [len(task.parts[client]) for client in chosen]
-    trained, losses = zip(*train_chosen(config, task, pool, received, number, chosen, together))
-    origin = received if config.up_from == "received" else progress.weights
-    updates = [{name: w - after[name].cpu() for name, w in origin.items()} for after in trained]
-    deliveries, lost = zip(*_uploads(config, progress, number, chosen, updates))
+    trained = train_chosen(config, task, pool, received, number, chosen, together)
+    losses, updates, deliveries, lost = zip(*_uploads(config, progress, received, number, chosen, trained))
     mean = weighted_mean([delivery.state for delivery in deliveries], sizes)
     weights = {name: x - config.server_lr * mean[name] for name, x in progress.weights.items()}
     check_finite(weights, learning_rate(config, number))
@@ -234,22 +233,29 @@ def _round(config: FedConfig, task: Task, pool: Pool, progress: Progress, togeth
         "seconds": perf_counter() - start,
     }
     progress = Progress(weights, number, progress.held, progress.lost_down, lost_up)
-    return Round(record, received, updates, progress)
+    return Round(record, received, list(updates), progress)
 
 
 def train_chosen(
     config: FedConfig, task: Task, pool: Pool, received: State, number: int, chosen: list[int], together: bool
-) -> list[tuple[State, float]]:
-    """Each chosen client's trained weights and mean loss in round `number`. together: as in `rounds`."""
+) -> Iterable[tuple[State, float]]:
+    """Each chosen client's trained weights and mean loss in round `number`, in order. together: as in `rounds`."""
     sgd = local_sgd(config, number)
     data = [(task.x[part], task.y[part]) for part in (task.parts[client] for client in chosen)]
     shuffles = [generator(config.seed, "client", number, client) for client in chosen]
     if together and len({len(y) for _, y in data}) == 1:
-        x, y = (torch.stack(part) for part in zip(*data))
-        return train_clients(task.model, received, x, y, shuffles, sgd, task.loss_of, task.prepare)
+        size = math.ceil(len(chosen) / 2) if task.y.is_cuda else len(chosen)  # messages of one half beside the other
+        how = (sgd, task.loss_of, task.draw, task.prepare)
+        starts = [
+            start_clients(
+                task.model, received, *map(torch.stack, zip(*data[i : i + size])), shuffles[i : i + size], *how
+            )
+            for i in range(0, len(chosen), size)
+        ]
+        return chain.from_iterable(finish() for finish in starts)
 
     def alone(one: tuple[Tensor, Tensor], shuffle: torch.Generator) -> tuple[State, float]:
-        return train_client(pool.model(), received, *one, shuffle, sgd, task.loss_of, task.prepare)
+        return train_client(pool.model(), received, *one, shuffle, sgd, task.loss_of, task.draw, task.prepare)
 
     return pool.map(alone, data, shuffles)
 
@@ -272,12 +278,14 @@ def check_finite(state: State, lr: float) -> None:
 def usable(device: str) -> torch.device:
     """The device of this name. ValueError if there is no such device here.
 
-    On a GPU convolutions become exact float32 and the same each time: cuDNN rounds to TF32 and picks freely otherwise.
+    A GPU's products and convolutions round what goes in to TF32's 10 bits of mantissa, and come out the same each time.
     """
-    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
     try:
         probe = torch.zeros(1, device=device)
         probe.item()  # "meta" has no data
+        if probe.is_cuda:
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+            torch.backends.cudnn.deterministic = True
         return probe.device
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
         why = str(error).splitlines()[0].split(". ")[0]
@@ -321,19 +329,23 @@ def _broadcast(config: FedConfig, progress: Progress, number: int) -> tuple[Stat
     )
 
 
-def _uploads(config: FedConfig, progress: Progress, number: int, chosen: list[int], updates: list[State]):
-    """For each client its message to the server, and what the link lost of it (None without feedback).
+def _uploads(
+    config: FedConfig, progress: Progress, received: State, number: int, chosen: list[int], trained: Iterable
+) -> Iterator[tuple[float, State, Delivery, State | None]]:
+    """Of each client its loss, its update, its message to the server, and what the link lost of it (None without feedback).
 
-    One after the other: beside training threads, their many small steps wait for Python's lock three times as long.
+    One after the other: in threads their many small steps wait for Python's lock three times as long. Each as soon as the
+    client is ready: a GPU still trains others.
     """
-    link = parse_link(config.up)
-    for client, update in zip(chosen, updates):
+    link, origin = parse_link(config.up), received if config.up_from == "received" else progress.weights
+    for client, (after, loss) in zip(chosen, trained):
+        update = {name: w - after[name].cpu() for name, w in origin.items()}
         check_finite(update, learning_rate(config, number))
         coins = generator(config.seed, "up", number, client)
         if config.up_feedback:
-            yield send_with_memory(update, progress.lost_up.get(client), link, coins)
+            yield loss, update, *send_with_memory(update, progress.lost_up.get(client), link, coins)
         else:
-            yield send(update, link, coins), None
+            yield loss, update, send(update, link, coins), None
 
 
 def weighted_mean(states: list[State], sizes: list[int]) -> State:

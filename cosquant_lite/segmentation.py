@@ -40,8 +40,11 @@ def task(config: FedConfig, volumes: Volumes, parts: list[Tensor], device: torch
         part.to(device) for part in (volumes.train_x, volumes.train_y, volumes.test_x, volumes.test_y)
     )
 
-    def prepare(x: Tensor, y: Tensor, shuffle: torch.Generator) -> tuple[Tensor, Tensor]:
-        cut = [sample(image, label, config.augment, shuffle) for image, label in zip(x, y)]
+    def draw(n: int, shuffle: torch.Generator) -> Tensor:
+        return seeds(n, shuffle) if config.augment or x.shape[-1] > PATCH else torch.zeros(n, dtype=torch.long)
+
+    def prepare(x: Tensor, y: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        cut = [sample(image, label, config.augment, seed) for image, label, seed in zip(x, y, drawn.tolist())]
         images, labels = (torch.stack(part) for part in zip(*cut))
         return images.contiguous(memory_format=torch.channels_last_3d), labels
 
@@ -49,7 +52,7 @@ def task(config: FedConfig, volumes: Volumes, parts: list[Tensor], device: torch
         cases = pool.map(lambda image, label: dice(predict(pool.model(weights), image), label), test_x, test_y)
         return {"dice": sum(map(sum, cases)) / (len(cases) * len(REGIONS)), "dice_cases": cases}
 
-    return Task(model, x, y, parts, DiceCELoss(to_onehot_y=True, softmax=True), measure, prepare, batches=False)
+    return Task(model, x, y, parts, DiceCELoss(to_onehot_y=True, softmax=True), measure, draw, prepare, batches=False)
 
 
 def plain(x: Tensor) -> Tensor:
@@ -57,7 +60,12 @@ def plain(x: Tensor) -> Tensor:
     return convert_to_tensor(x, track_meta=False)
 
 
-def sample(image: Tensor, label: Tensor, augmented: bool, shuffle: torch.Generator) -> tuple[Tensor, Tensor]:
+def seeds(n: int, shuffle: torch.Generator) -> Tensor:
+    """A seed for each of n cases, from which MONAI's transforms draw."""
+    return torch.stack([torch.randint(2**31, (), generator=shuffle) for _ in range(n)])
+
+
+def sample(image: Tensor, label: Tensor, augmented: bool, seed: int) -> tuple[Tensor, Tensor]:
     """One case as the network takes it: normalised, cut to a patch if it is larger, and augmented if asked for.
 
     image: uint8 (4, S, S, S), label: uint8 (S, S, S); returns float32 (4, P, P, P) and (1, P, P, P). Patches are centred
@@ -74,7 +82,7 @@ def sample(image: Tensor, label: Tensor, augmented: bool, shuffle: torch.Generat
             RandShiftIntensityd("image", 0.1, prob=1),
         ]
     if steps:  # a Compose of its own for every case: MONAI's transforms keep their random state in themselves
-        both = Compose(steps).set_random_state(int(torch.randint(2**31, (), generator=shuffle)))(both)
+        both = Compose(steps).set_random_state(seed)(both)
         both = both[0] if isinstance(both, list) else both
     return plain(both["image"]), plain(both["label"])
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from cosquant_lite.training import Pool, State, as_they_are
+from cosquant_lite.training import Pool, State, as_they_are, nothing
 
 METRICS = {"cifar10": ("accuracy",), "brats": ("dice", "dice_cases")}  # what is measured of each data set
 
@@ -16,9 +16,8 @@ class Task:
     segmentation.task.
 
     x, y: all training samples and their labels, on the model's device. parts: the indices of each client's.
-    loss_of(outputs, targets): mean over a batch. prepare(x, y, *shuffles): a batch of samples as network and loss take
-    it, augmented with random numbers from `shuffles`, of which each serves an equal part of the batch. measure(pool,
-    weights): a value for each of METRICS, of which a record holds None in rounds that are not measured. batches: whether
+    loss_of(outputs, targets): mean over a batch. draw(n, shuffle): the random numbers that augment a batch of n
+    samples, a column each. prepare(x, y, drawn): the batch as network and loss take it. measure(pool, weights): a value for each of METRICS, of which a record holds None in rounds that are not measured. batches: whether
     the clients of a round can be trained as one batched network.
     """
 
@@ -28,5 +27,6 @@ class Task:
     parts: list[Tensor]
     loss_of: Callable[[Tensor, Tensor], Tensor]
     measure: Callable[[Pool, State], dict]
-    prepare: Callable[..., tuple[Tensor, Tensor]] = as_they_are
+    draw: Callable[[int, Generator], Tensor] = nothing
+    prepare: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = as_they_are
     batches: bool = True

@@ -32,7 +32,12 @@ class LocalSGD:
     max_norm: float = 0.0  # longer gradients are shortened to it; 0: no limit
 
 
-def as_they_are(x: Tensor, y: Tensor, *shuffles: torch.Generator) -> tuple[Tensor, Tensor]:
+def nothing(n: int, shuffle: torch.Generator) -> Tensor:
+    """The random numbers of a batch of n samples that are not augmented."""
+    return torch.empty(0, n)
+
+
+def as_they_are(x: Tensor, y: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
     """The batch itself: for samples that the network takes as they are stored."""
     return x, y
 
@@ -45,13 +50,14 @@ def train_client(
     shuffle: torch.Generator,
     sgd: LocalSGD,
     loss_of: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
-    prepare: Callable[..., tuple[Tensor, Tensor]] = as_they_are,
+    draw: Callable[[int, torch.Generator], Tensor] = nothing,
+    prepare: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = as_they_are,
 ) -> tuple[State, float]:
     """E epochs of SGD from `weights` on one client's samples; returns the trained weights and the mean loss.
 
-    x, y: the client's n samples and their labels; `prepare(x, y, shuffle)` turns a batch of them into what the network
-    and the loss take. shuffle: the order of the samples, and the augmentation. FloatingPointError if the loss became
-    infinite or NaN.
+    x, y: the client's n samples and their labels; `prepare(x, y, draw(n, shuffle))` turns a batch of n of them into what
+    the network and the loss take. shuffle: the order of the samples, and the augmentation. FloatingPointError if the loss
+    became infinite or NaN.
     """
     model.load_state_dict(weights)
     model.train()
@@ -60,7 +66,7 @@ def train_client(
     for _ in range(sgd.epochs):
         for batch in torch.randperm(len(y), generator=shuffle).split(sgd.batch_size):
             optimizer.zero_grad()
-            inputs, targets = prepare(x[batch], y[batch], shuffle)
+            inputs, targets = prepare(x[batch], y[batch], draw(len(batch), shuffle).to(y.device))
             loss = loss_of(model(inputs), targets)
             loss.backward()
             if sgd.max_norm:

@@ -1,17 +1,15 @@
 """The clients of a round trained as one batched network, against each client by itself."""
 
-from functools import partial
-
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from cosquant_lite.batched import gradients_of, train_clients
-from cosquant_lite.classification import augment
+from cosquant_lite.batched import ProductConv2d, step_of, train_clients, with_products
+from cosquant_lite.classification import augment, draw
 from cosquant_lite.datasets import load_data
 from cosquant_lite.federated import FedConfig, rounds
 from cosquant_lite.models import cnn, initial_weights
-from cosquant_lite.training import LocalSGD, as_they_are, train_client
+from cosquant_lite.training import LocalSGD, as_they_are, nothing, train_client
 
 
 def distance(one: dict, other: dict) -> float:
@@ -24,14 +22,16 @@ def distance(one: dict, other: dict) -> float:
     ids=["plain", "momentum", "shortened"],
 )
 @pytest.mark.parametrize(
-    "prepare", [as_they_are, lambda x, y, *shuffles: (augment(x, *shuffles), y)], ids=["", "augmented"]
+    ("draw", "prepare"),
+    [(nothing, as_they_are), (draw, lambda x, y, drawn: (augment(x, drawn), y))],
+    ids=["", "augmented"],
 )
-def test_each_client_ends_where_it_ends_alone(options, prepare):
+def test_each_client_ends_where_it_ends_alone(options, draw, prepare):
     model, draws = cnn(), torch.Generator().manual_seed(0)
     weights = initial_weights(model, 0)
     x = torch.rand(3, 60, 3, 32, 32, generator=draws)
     y = torch.randint(10, (3, 60), generator=draws)
-    how = (LocalSGD(2, 25, 0.05, **options), cross_entropy, prepare)
+    how = (LocalSGD(2, 25, 0.05, **options), cross_entropy, draw, prepare)
     together = train_clients(model, weights, x, y, [torch.Generator().manual_seed(k) for k in range(3)], *how)
     for k, (trained, loss) in enumerate(together):
         alone, alone_loss = train_client(model, weights, x[k], y[k], torch.Generator().manual_seed(k), *how)
@@ -66,32 +66,70 @@ def test_a_diverging_client_is_named_here_too():
         train_clients(model, initial_weights(model, 0), x, y, shuffles, LocalSGD(30, 5, 1e8))
 
 
-def test_the_step_compiles_as_one_graph_with_the_same_gradients(monkeypatch):
+def test_a_product_is_the_convolution_that_it_stands_for():
+    draws = torch.Generator().manual_seed(0)
+    for layer in (
+        torch.nn.Conv2d(3, 7, 3, padding=1),
+        torch.nn.Conv2d(4, 2, (5, 2)),
+        torch.nn.Conv2d(1, 1, 3, padding=(2, 0)),
+    ):
+        for n in (1, 4, 10):
+            x = torch.randn(n, layer.in_channels, 9, 8, generator=draws)
+            torch.testing.assert_close(ProductConv2d(layer)(x), layer(x))
+
+
+def test_only_convolutions_that_a_product_can_stand_for_become_one():
+    others = [
+        {"stride": 2},
+        {"dilation": 2},
+        {"groups": 2},
+        {"padding_mode": "reflect"},
+        {"bias": False},
+        {"padding": "same"},
+    ]
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 2, 3), *(torch.nn.Conv2d(2, 2, 3, **other) for other in others))
+    changed = with_products(torch.nn.Sequential(model, torch.nn.Conv1d(2, 2, 3)))
+    assert [type(layer) is ProductConv2d for layer in changed[0]] == [True] + [False] * len(others)
+    assert list(changed.state_dict()) == [f"0.{name}" for name in model.state_dict()] + ["1.weight", "1.bias"]
+    assert type(model[0]) is torch.nn.Conv2d
+
+
+def test_the_step_compiles_as_one_graph_with_the_same_result():
     """What a GPU runs, as far as it can be seen without one: traced, not translated to kernels."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
-    model, draws = cnn(), torch.Generator().manual_seed(0)
-    params = {name: w.expand(2, *w.shape) for name, w in initial_weights(model, 0).items()}
+    draws = torch.Generator().manual_seed(0)
+    params = {name: w.expand(2, *w.shape) for name, w in initial_weights(cnn(), 0).items()}
+    velocity = {name: torch.randn(p.shape, generator=draws) for name, p in params.items()}
     x, y = torch.rand(2, 5, 3, 32, 32, generator=draws), torch.randint(10, (2, 5), generator=draws)
-    (plain, losses), (graph, others) = (gradients_of(model, cross_entropy, way)(params, x, y) for way in (False, True))
-    torch.testing.assert_close(others, losses)
-    for name in params:
-        torch.testing.assert_close(graph[name], plain[name])
-
-
-def test_many_batch_sizes_do_not_stop_the_compiled_step(monkeypatch):
-    """torch.compile gives up on a ninth shape; that must not end a sweep."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    model = torch.nn.Linear(3, 4)
-    params = {name: p.detach().expand(2, *p.shape) for name, p in model.named_parameters()}
-    step = gradients_of(model, cross_entropy, compiled=True)
-    for n in range(1, 12):
-        gradients, _ = step(params, torch.ones(2, n, 3), torch.zeros(2, n, dtype=torch.long))
-        assert gradients["weight"].shape == (2, 4, 3)
+    drawn = torch.rand(2, 6, 5, generator=draws)
+    step = step_of(
+        cnn(), LocalSGD(1, 5, 0.1, 0.9, 1e-3, 0.5), cross_entropy, lambda x, y, drawn: (augment(x, drawn), y)
+    )
+    graph = torch.compile(step, backend="aot_eager", fullgraph=True)
+    for plain, traced in zip(*(one(params, velocity, x, y, drawn, torch.tensor(0.1)) for one in (step, graph))):
+        torch.testing.assert_close(traced, plain)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_round_on_a_gpu_is_a_round_on_the_cpu():
+@pytest.mark.parametrize("batch_size", [25, 20], ids=["whole batches", "a short one at the end"])
+def test_a_round_on_a_gpu_is_a_round_on_the_cpu(batch_size):
     images = load_data("cifar10", "embedded")
-    config = FedConfig(data="embedded", rounds=1, clients=15, clients_per_round=3, batch_size=25, augment=True)
-    here, there = (next(rounds(config, images, device=device)).progress.weights for device in ("cpu", "cuda"))
-    assert distance(there, here) < 0.05 * distance(initial_weights(cnn(), config.seed), here)  # TF32 is coarser
+    how = {"epochs": 2, "momentum": 0.9, "weight_decay": 1e-3, "augment": True}
+    config = FedConfig(data="embedded", rounds=1, clients=15, clients_per_round=5, batch_size=batch_size, **how)
+    here, there = (next(rounds(config, images, device=device)) for device in ("cpu", "cuda"))
+    start = initial_weights(cnn(), config.seed)
+    assert distance(there.progress.weights, here.progress.weights) < 0.05 * distance(start, here.progress.weights)
+    for one, other in zip(there.updates, here.updates):  # each client's own
+        assert distance(one, other) < 0.1 * distance(
+            {name: 0 * x for name, x in start.items()}, other
+        )  # TF32 is coarser
+    assert there.record["loss"] == pytest.approx(here.record["loss"], rel=1e-2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_the_same_bits_twice():
+    images = load_data("cifar10", "embedded")
+    config = FedConfig(
+        data="embedded", rounds=2, clients=15, clients_per_round=4, batch_size=25, augment=True, up="cosine:2"
+    )
+    one, again = (list(rounds(config, images, device="cuda"))[-1] for _ in range(2))
+    assert all(torch.equal(x, again.progress.weights[name]) for name, x in one.progress.weights.items())

@@ -5,14 +5,14 @@ import torch
 from torch.nn.functional import conv2d, cross_entropy, linear, max_pool2d, relu
 from torchvision.transforms.v2 import functional as reference
 
-from cosquant_lite.classification import JITTER, augment
+from cosquant_lite.classification import JITTER, augment, draw
 from cosquant_lite.models import cnn, initial_weights
 from cosquant_lite.training import LocalSGD, train_client
 
 
 def test_augmentation_is_torchvisions_with_our_random_numbers():
     x = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    ours = augment(x, torch.Generator().manual_seed(1))
+    ours = augment(x, draw(40, torch.Generator().manual_seed(1)))
     draws = torch.rand(6, 40, generator=torch.Generator().manual_seed(1))
     corners, flipped, factors = (9 * draws[:2]).int(), draws[2] < 0.5, 1 + JITTER * (2 * draws[3:] - 1)
     for i in range(40):
