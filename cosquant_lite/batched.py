@@ -181,6 +181,7 @@ def _recorded(work: Callable, like: tuple) -> Callable:
     """`work` on tensors of these shapes and types on a GPU, recorded as a CUDA graph. What it returns is overwritten by the
     next call."""
     given = [torch.zeros(shape, dtype=dtype, device="cuda") for shape, dtype in like]
+    torch.cuda.synchronize()  # other streams do not wait for the zeros
     with torch.cuda.stream(torch.cuda.Stream()):
         work(*given)  # compiles, and sets up libraries
     torch.cuda.synchronize()
