@@ -19,6 +19,8 @@ from torch.nn.functional import cross_entropy, pad
 
 from cosquant_lite.training import LocalSGD, State, as_they_are, nothing
 
+# one kernel for the shifted copies of an image, which reads the image from memory and does not compute it nine times over
+OPTIONS = {"force_pointwise_cat": True, "realize_reads_threshold": 1}
 TOGETHER = 5  # samples in one matrix product: fewer are many copies of the weights, more leave a GPU idle
 
 
@@ -93,7 +95,7 @@ def _epoch_of(
     """A function of x, y, order (K, n), drawn (K, ..., n), lr, all weights and all velocities, each (K, ...): the losses of
     each step and client, and the new weights and velocities."""
     step = step_of(model, sgd, loss_of, prepare)
-    compiled = torch.compile(step, dynamic=False)
+    compiled = torch.compile(step, dynamic=False, options=OPTIONS)
 
     def epoch(x: Tensor, y: Tensor, order: Tensor, drawn: Tensor, lr: Tensor, *state: Tensor) -> list[Tensor]:
         params, velocity = dict(zip(names, state)), dict(zip(names, state[len(names) :]))
@@ -146,9 +148,7 @@ class ProductConv2d(nn.Module):
         channels = (0, -x.shape[1] % 4)  # products of tensors are faster in rows of whole 16 bytes
         x = pad(x.permute(0, 2, 3, 1), (*channels, left, left, top, top))
         rows, columns = x.shape[1] - high + 1, x.shape[2] - wide + 1
-        # nine copies, made by three and three: one kernel each
-        near = torch.stack([x[:, :, j : j + columns] for j in range(wide)], 3)
-        near = torch.stack([near[:, i : i + rows] for i in range(high)], 3)
+        near = torch.stack([x[:, i : i + rows, j : j + columns] for i in range(high) for j in range(wide)], 3)
         near = near.reshape(len(x) // math.gcd(len(x), TOGETHER), -1, high * wide * x.shape[3])
         weight = pad(self.weight, (0, 0, 0, 0, *channels)).permute(2, 3, 1, 0).reshape(-1, out)
         y = torch.bmm(near, weight.expand(len(near), *weight.shape)) + self.bias
