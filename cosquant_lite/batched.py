@@ -1,11 +1,11 @@
 """The clients of a round trained together on one device: the same steps as `training.train_client`, batched over clients.
 
-One network with a leading client dimension on every weight (torch.func.vmap). Results agree with the plain path to
-float tolerance: sums run in another order. On a GPU a step is compiled (torch.compile; TORCH_COMPILE_DISABLE=1 turns
-that off), and the steps of an epoch are recorded once as a CUDA graph, which is then launched as a whole.
+One network with a leading client dimension on every weight (torch.func.vmap). Results agree with the plain path but for
+rounding: sums run in another order, and on a GPU `federated.usable` lets products round what goes in to TF32. There a
+step is compiled (torch.compile; TORCH_COMPILE_DISABLE=1 turns that off), and the steps of an epoch are recorded once as a
+CUDA graph, which is then launched as a whole.
 """
 
-import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -21,7 +21,10 @@ from cosquant_lite.training import LocalSGD, State, as_they_are, nothing
 
 # one kernel for the shifted copies of an image, which reads the image from memory and does not compute it nine times over
 OPTIONS = {"force_pointwise_cat": True, "realize_reads_threshold": 1}
-TOGETHER = 5  # samples in one matrix product: fewer are many copies of the weights, more leave a GPU idle
+TOGETHER = 5  # samples in a matrix product, at most: fewer are many copies of the weights, more leave a GPU idle
+KEPT = (
+    16  # graphs; torch.compile stops at 8 variants of a step in a process, and others run slower, with the same results
+)
 
 
 def train_clients(*arguments, **options) -> list[tuple[State, float]]:
@@ -45,29 +48,36 @@ def start_clients(
     Returns a function that waits for the results, which are on the CPU: a GPU trains while the caller does something else.
     """
     orders, drawn = zip(*(_draws(y.shape[1], sgd, draw, shuffle) for shuffle in shuffles))
-    orders, drawn, lr, *start = _to(
-        y.device, [torch.stack(orders), torch.stack(drawn), torch.tensor(sgd.lr), *weights.values()]
-    )
-    epoch = _epoch_of(model, tuple(weights), replace(sgd, lr=0.0), loss_of, prepare)
+    here = [torch.stack(orders), torch.stack(drawn), torch.tensor(sgd.lr), *weights.values()]
+    orders, drawn, lr, *start = _to_device(y.device, here)
+    epoch = _epoch_of(model, tuple(weights), replace(sgd, lr=0.0), loss_of, prepare, y.is_cuda)
     params = [w.expand(len(y), *w.shape) for w in start]
     state, losses = params + [torch.zeros_like(p) for p in params], []
     for order, numbers in zip(orders.split(y.shape[1], 1), drawn.split(y.shape[1], -1)):
-        loss, *state = _run(epoch, [x, y, order, numbers, lr, *state])
+        inputs = [x, y, order, numbers, lr, *state]
+        loss, *state = (_recorded(epoch, _shapes(inputs)) if y.is_cuda else epoch)(*inputs)
         losses.append(loss.clone())  # the next epoch of a graph writes to where this one is
-    losses, *trained = [each.to("cpu", non_blocking=True) for each in (torch.cat(losses), *state[: len(params)])]
-    done = torch.cuda.Event() if y.is_cuda else None
-    if done:
-        done.record()
+    return _when_done(list(weights), torch.cat(losses), state[: len(params)], sgd.lr)
+
+
+def _when_done(
+    names: list[str], losses: Tensor, trained: list[Tensor], lr: float
+) -> Callable[[], list[tuple[State, float]]]:
+    """A function that waits for losses (steps, K) and weights (K, ...) and returns those of each client, on the CPU."""
+    losses, *trained = [each.to("cpu", non_blocking=True) for each in (losses, *trained)]
+    copied = torch.cuda.Event() if losses.is_pinned() else None
+    if copied:
+        copied.record()
 
     def finish() -> list[tuple[State, float]]:
-        if done:
-            done.synchronize()
+        if copied:
+            copied.synchronize()
         means = losses.double().mean(0).tolist()
         if not np.isfinite(means).all():
             raise FloatingPointError(
-                f"a client's loss became infinite or NaN at lr={sgd.lr}: try a smaller lr or a max_norm"
+                f"a client's loss became infinite or NaN at lr={lr}: try a smaller lr or a max_norm"
             )
-        return [({name: p[k] for name, p in zip(weights, trained)}, mean) for k, mean in enumerate(means)]
+        return [({name: p[k] for name, p in zip(names, trained)}, mean) for k, mean in enumerate(means)]
 
     return finish
 
@@ -81,29 +91,29 @@ def _draws(n: int, sgd: LocalSGD, draw: Callable, shuffle: torch.Generator) -> t
     return torch.cat(orders), torch.cat(drawn, -1)
 
 
-def _to(device: torch.device, tensors: list[Tensor]) -> list[Tensor]:
+def _to_device(device: torch.device, tensors: list[Tensor]) -> list[Tensor]:
     """The tensors on the device. A GPU need not be waited for."""
     if device.type != "cuda":
         return [x.to(device) for x in tensors]
     return [x.pin_memory().to(device, non_blocking=True) for x in tensors]
 
 
-@lru_cache(4)
+@lru_cache(KEPT)
 def _epoch_of(
-    model: nn.Module, names: tuple[str, ...], sgd: LocalSGD, loss_of: Callable, prepare: Callable
+    model: nn.Module, names: tuple[str, ...], sgd: LocalSGD, loss_of: Callable, prepare: Callable, compiled: bool
 ) -> Callable:
     """A function of x, y, order (K, n), drawn (K, ..., n), lr, all weights and all velocities, each (K, ...): the losses of
     each step and client, and the new weights and velocities."""
     step = step_of(model, sgd, loss_of, prepare)
-    compiled = torch.compile(step, dynamic=False, options=OPTIONS)
+    fast = torch.compile(step, dynamic=False, options=OPTIONS) if compiled else step
 
     def epoch(x: Tensor, y: Tensor, order: Tensor, drawn: Tensor, lr: Tensor, *state: Tensor) -> list[Tensor]:
         params, velocity = dict(zip(names, state)), dict(zip(names, state[len(names) :]))
         losses, clients = [], torch.arange(len(y), device=y.device).view(-1, 1)
         for batch, numbers in zip(order.split(sgd.batch_size, 1), drawn.split(sgd.batch_size, -1)):
-            whole = y.is_cuda and batch.shape[1] == sgd.batch_size  # every shape would be compiled anew
-            now = compiled if whole else step
-            params, velocity, loss = now(params, velocity, x[clients, batch], y[clients, batch], numbers, lr)
+            whole = batch.shape[1] == min(sgd.batch_size, y.shape[1])  # a short last one would be compiled by itself
+            take = fast if whole else step
+            params, velocity, loss = take(params, velocity, x[clients, batch], y[clients, batch], numbers, lr)
             losses.append(loss)
         return [torch.stack(losses), *params.values(), *velocity.values()]
 
@@ -137,7 +147,7 @@ def _loss(model: nn.Module, loss_of: Callable) -> Callable:
 
 
 class ProductConv2d(nn.Module):
-    """A convolution as matrix products, TOGETHER samples each. vmap makes grouped ones of others, at which cuDNN is slow."""
+    """A convolution as matrix products. vmap makes grouped ones of others, at which cuDNN is slow."""
 
     def __init__(self, layer: nn.Conv2d):
         super().__init__()
@@ -149,7 +159,8 @@ class ProductConv2d(nn.Module):
         x = pad(x.permute(0, 2, 3, 1), (*channels, left, left, top, top))
         rows, columns = x.shape[1] - high + 1, x.shape[2] - wide + 1
         near = torch.stack([x[:, i : i + rows, j : j + columns] for i in range(high) for j in range(wide)], 3)
-        near = near.reshape(len(x) // math.gcd(len(x), TOGETHER), -1, high * wide * x.shape[3])
+        together = max(n for n in range(1, TOGETHER + 1) if len(x) % n == 0)
+        near = near.reshape(len(x) // together, -1, high * wide * x.shape[3])
         weight = pad(self.weight, (0, 0, 0, 0, *channels)).permute(2, 3, 1, 0).reshape(-1, out)
         y = torch.bmm(near, weight.expand(len(near), *weight.shape)) + self.bias
         return y.view(len(x), rows, columns, out).permute(0, 3, 1, 2)
@@ -169,18 +180,15 @@ def _is_plain(layer: nn.Conv2d) -> bool:
     return usual and layer.bias is not None and isinstance(layer.padding, tuple)
 
 
-def _run(work: Callable, inputs: list[Tensor]) -> list[Tensor]:
-    """work(*inputs), on a GPU as a graph."""
-    if not inputs[0].is_cuda:
-        return work(*inputs)
-    return _recorded(work, tuple((x.shape, x.dtype) for x in inputs))(*inputs)
+def _shapes(tensors: list[Tensor]) -> tuple:
+    return tuple((x.shape, x.dtype) for x in tensors)
 
 
-@lru_cache(4)
-def _recorded(work: Callable, like: tuple) -> Callable:
-    """`work` on tensors of these shapes and types on a GPU, recorded as a CUDA graph. What it returns is overwritten by the
-    next call."""
-    given = [torch.zeros(shape, dtype=dtype, device="cuda") for shape, dtype in like]
+@lru_cache(KEPT)
+def _recorded(work: Callable, shapes: tuple) -> Callable:
+    """`work` on tensors of these shapes and types on the current GPU, recorded as a CUDA graph. What it returns is
+    overwritten by the next call."""
+    given = [torch.zeros(shape, dtype=dtype, device="cuda") for shape, dtype in shapes]
     torch.cuda.synchronize()  # other streams do not wait for the zeros
     with torch.cuda.stream(torch.cuda.Stream()):
         work(*given)  # compiles, and sets up libraries

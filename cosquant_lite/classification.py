@@ -22,14 +22,14 @@ LUMA = 0.299, 0.587, 0.114  # weights of red, green and blue in ITU-R BT.601, as
 
 def task(config: FedConfig, images: Images, parts: list[Tensor], device: torch.device) -> Task:
     """The paper's network on these images."""
-    train_x, test_x, draw, prepare = _prepared(images, config.augment, device)
+    train_x, test_x, *how = _prepared(images, config.augment, device)
     train_x, test_x, train_y, test_y = (x.to(device) for x in (train_x, test_x, images.train_y, images.test_y))
     model = cnn(len(images.classes)).to(device, memory_format=torch.channels_last)  # 1.3 times as fast on the CPU
 
     def measure(pool: Pool, weights: State) -> dict:
         return {"accuracy": accuracy(pool, weights, test_x, test_y)}
 
-    return Task(model, train_x, train_y, parts, cross_entropy, measure, draw, prepare)
+    return Task(model, train_x, train_y, parts, cross_entropy, measure, *how)
 
 
 def normalise(images: Images) -> tuple[Tensor, Tensor]:

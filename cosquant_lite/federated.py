@@ -244,20 +244,22 @@ def train_chosen(
     data = [(task.x[part], task.y[part]) for part in (task.parts[client] for client in chosen)]
     shuffles = [generator(config.seed, "client", number, client) for client in chosen]
     if together and len({len(y) for _, y in data}) == 1:
-        size = math.ceil(len(chosen) / 2) if task.y.is_cuda else len(chosen)  # messages of one half beside the other
         how = (sgd, task.loss_of, task.draw, task.prepare)
-        starts = [
-            start_clients(
-                task.model, received, *map(torch.stack, zip(*data[i : i + size])), shuffles[i : i + size], *how
-            )
-            for i in range(0, len(chosen), size)
+        started = [
+            start_clients(task.model, received, *map(torch.stack, zip(*data[part])), shuffles[part], *how)
+            for part in halves(len(chosen))
         ]
-        return chain.from_iterable(finish() for finish in starts)
+        return chain.from_iterable(finish() for finish in started)
 
     def alone(one: tuple[Tensor, Tensor], shuffle: torch.Generator) -> tuple[State, float]:
         return train_client(pool.model(), received, *one, shuffle, sgd, task.loss_of, task.draw, task.prepare)
 
     return pool.map(alone, data, shuffles)
+
+
+def halves(n: int) -> list[slice]:
+    """n clients in two parts: the messages of one are made while a GPU trains the other."""
+    return [part for part in (slice(0, -(-n // 2)), slice(-(-n // 2), n)) if part.start < part.stop]
 
 
 def local_sgd(config: FedConfig, number: int) -> LocalSGD:
@@ -278,18 +280,20 @@ def check_finite(state: State, lr: float) -> None:
 def usable(device: str) -> torch.device:
     """The device of this name. ValueError if there is no such device here.
 
-    A GPU's products and convolutions round what goes in to TF32's 10 bits of mantissa, and come out the same each time.
+    A GPU becomes the current one, and the process lets GPUs round what goes into products and convolutions to TF32's 10
+    bits of mantissa, and has cuDNN choose deterministic ways.
     """
     try:
         probe = torch.zeros(1, device=device)
         probe.item()  # "meta" has no data
-        if probe.is_cuda:
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-            torch.backends.cudnn.deterministic = True
-        return probe.device
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
         why = str(error).splitlines()[0].split(". ")[0]
         raise ValueError(f"device {device!r} cannot be used here: {why}; 'cpu' always can, 'cuda' with a GPU") from None
+    if probe.is_cuda:
+        torch.cuda.set_device(probe.device)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.deterministic = True
+    return probe.device
 
 
 def device_name(device: str) -> str:
@@ -334,8 +338,8 @@ def _uploads(
 ) -> Iterator[tuple[float, State, Delivery, State | None]]:
     """Of each client its loss, its update, its message to the server, and what the link lost of it (None without feedback).
 
-    One after the other: in threads their many small steps wait for Python's lock three times as long. Each as soon as the
-    client is ready: a GPU still trains others.
+    One after the other: in threads their many small steps wait for Python's lock three times as long. Each as soon as its
+    half is ready: a GPU still trains the other.
     """
     link, origin = parse_link(config.up), received if config.up_from == "received" else progress.weights
     for client, (after, loss) in zip(chosen, trained):

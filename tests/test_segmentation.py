@@ -75,6 +75,22 @@ def test_augmentation_moves_image_and_label_together_and_follows_its_generator(v
     assert 0 < flips < 8
 
 
+def test_random_numbers_are_drawn_just_if_they_are_needed(volumes):
+    for augmented, cases, wanted in (
+        (True, volumes, True),
+        (False, volumes, False),
+        (False, phantom.phantoms(80), True),
+    ):
+        config = FedConfig(dataset="brats", data="embedded", clients=2, clients_per_round=2, augment=augmented)
+        task = segmentation.task(config, cases, [], torch.device("cpu"))
+        one, other = (torch.Generator().manual_seed(0) for _ in range(2))
+        drawn = task.draw(3, one)
+        if wanted:
+            assert drawn.tolist() == [int(torch.randint(2**31, (), generator=other)) for _ in range(3)]
+        assert torch.equal(one.get_state(), other.get_state())
+        assert drawn.shape == (3,)
+
+
 def test_a_larger_case_is_tiled():
     image = phantom.phantoms(80).test_x[0]
     model = unet("unet-tiny")
