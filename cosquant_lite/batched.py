@@ -27,11 +27,6 @@ KEPT = (
 )
 
 
-def train_clients(*arguments, **options) -> list[tuple[State, float]]:
-    """`start_clients`, and wait for them."""
-    return start_clients(*arguments, **options)()
-
-
 def start_clients(
     model: nn.Module,
     weights: State,

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from cosquant_lite import federated
-from cosquant_lite.batched import ProductConv2d, step_of, train_clients, with_products
+from cosquant_lite.batched import ProductConv2d, start_clients, step_of, with_products
 from cosquant_lite.classification import augment, draw
 from cosquant_lite.datasets import load_data
 from cosquant_lite.federated import FedConfig, rounds
@@ -33,7 +33,7 @@ def test_each_client_ends_where_it_ends_alone(options, draw, prepare):
     x = torch.rand(3, 60, 3, 32, 32, generator=draws)
     y = torch.randint(10, (3, 60), generator=draws)
     how = (LocalSGD(2, 25, 0.05, **options), cross_entropy, draw, prepare)
-    together = train_clients(model, weights, x, y, [torch.Generator().manual_seed(k) for k in range(3)], *how)
+    together = start_clients(model, weights, x, y, [torch.Generator().manual_seed(k) for k in range(3)], *how)()
     for k, (trained, loss) in enumerate(together):
         alone, alone_loss = train_client(model, weights, x[k], y[k], torch.Generator().manual_seed(k), *how)
         assert loss == pytest.approx(alone_loss, rel=1e-4)
@@ -64,7 +64,7 @@ def test_a_diverging_client_is_named_here_too():
     model, x = cnn(), torch.randn(2, 20, 3, 32, 32)
     y, shuffles = torch.zeros(2, 20, dtype=torch.long), [torch.Generator().manual_seed(k) for k in range(2)]
     with pytest.raises(FloatingPointError, match="try a smaller lr"):
-        train_clients(model, initial_weights(model, 0), x, y, shuffles, LocalSGD(30, 5, 1e8))
+        start_clients(model, initial_weights(model, 0), x, y, shuffles, LocalSGD(30, 5, 1e8))()
 
 
 def test_a_product_is_the_convolution_that_it_stands_for():
@@ -106,7 +106,7 @@ def test_fewer_samples_than_a_batch_and_a_half_by_itself(n):
         return [torch.Generator().manual_seed(k) for k in range(3)][part]
 
     def some(part: slice) -> list:
-        return train_clients(cnn(), weights, x[part], y[part], shuffles(part), sgd)
+        return start_clients(cnn(), weights, x[part], y[part], shuffles(part), sgd)()
 
     parts = federated.halves(3)
     for k, (trained, loss) in enumerate([one for part in parts for one in some(part)]):
