@@ -15,6 +15,7 @@ from tqdm import tqdm
 from cosquant_lite import runs, store
 from cosquant_lite.datasets import DATASETS, Images, Volumes, load_data
 from cosquant_lite.federated import RECORD, FedConfig
+from cosquant_lite.models import MODELS
 from cosquant_lite.task import METRICS
 
 MINMAX = "clip=0,rounding=stochastic,range=minmax"  # the usual "linear" baseline
@@ -51,6 +52,9 @@ EXPERIMENTS = {
     "cosine-1-down-8": {"up": "cosine:1", "down": "cosine:8"},
     "uniform-2-down-8": {"up": "uniform:2", "down": "uniform:8"},
     "minmax-2-down-8": {"up": f"uniform:2,{MINMAX}", "down": f"uniform:8,{MINMAX}"},
+    # with the network of the group's published code, which is not the one that our source describes
+    "float32-unpadded": {"model": "cnn-unpadded"},
+    "cosine-2-unpadded": {"model": "cnn-unpadded", "up": "cosine:2"},
     # one client with all images, no link: as many images as 100 rounds of ten clients and five epochs see
     "central": {"split": "iid", "clients": 1, "clients_per_round": 1, "rounds": 50, "epochs": 1, "evaluate_every": 5},
 }
@@ -89,6 +93,12 @@ def config(name: str, profile: str, seed: int = 0, dataset: str = "cifar10", **o
     runs.check_choice("dataset", dataset, DATASETS)
     runs.check_choice("profile", profile, tuple(PROFILES[dataset]))
     return FedConfig(dataset, **{**PROFILES[dataset][profile], **EXPERIMENTS[name], "seed": seed, **others})
+
+
+def names(dataset: str) -> list[str]:
+    """Of all experiments that can be run on a data set: some say which network they train."""
+    allowed = ("auto", *MODELS.get(dataset, ()))
+    return [name for name, settings in EXPERIMENTS.items() if settings.get("model", "auto") in allowed]
 
 
 def result(name: str, folder: Path, records: list[dict], diverged: str | None) -> dict:
@@ -137,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m cosquant_lite.experiments", description=__doc__.split("\n\n")[0])
     parser.add_argument("--profile", default="quick", help="quick, reference, short or full (default: quick)")
     parser.add_argument("--dataset", default="cifar10", help="cifar10 or brats (default: cifar10)")
-    parser.add_argument("--only", default=",".join(EXPERIMENTS), help="names, separated by commas (default: all)")
+    parser.add_argument("--only", help="names, separated by commas (default: all)")
     parser.add_argument("--seeds", default="0", help="separated by commas (default: 0)")
     parser.add_argument("--split", help="iid, classes:2, dirichlet:0.5, site (default: the profile's)")
     parser.add_argument("--runs", type=Path, default="build/runs", help="where runs are kept (default: build/runs)")
@@ -145,7 +155,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="where clients train: cpu or cuda (default: cpu)")
     args = parser.parse_args(argv)
     try:
-        wanted = [(name, seed) for seed in seeds(args.seeds) for name in args.only.split(",")]
+        only = args.only.split(",") if args.only is not None else names(args.dataset)
+        wanted = [(name, seed) for seed in seeds(args.seeds) for name in only]
         others = {"split": args.split} if args.split else {}
         plan = [(name, config(name, args.profile, seed, args.dataset, **others)) for name, seed in wanted]
         data = load_data(args.dataset, plan[0][1].data)  # the profile's, for all

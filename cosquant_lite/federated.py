@@ -46,7 +46,7 @@ class FedConfig:
     dataset: str = _option("cifar10", "cifar10 or brats")
     data: str = _option("auto", "real, embedded, or auto: real if it is there")
     model: str = _option(
-        "auto", "cnn for cifar10; unet-tiny, unet-small or unet-full for brats; auto: the first of these"
+        "auto", "cnn or cnn-unpadded for cifar10; unet-tiny, unet-small or unet-full for brats; auto: the first"
     )
     down: str = _option("none", "link from server to clients: what the weights become on the way, e.g. cosine:8")
     up: str = _option("none", "link from clients to server: what the updates become on the way, e.g. cosine:2")

@@ -9,7 +9,7 @@ from cosquant_lite.batched import ProductConv2d, start_clients, step_of, with_pr
 from cosquant_lite.classification import augment, draw
 from cosquant_lite.datasets import load_data
 from cosquant_lite.federated import FedConfig, rounds
-from cosquant_lite.models import cnn, initial_weights
+from cosquant_lite.models import CNNS, cnn, initial_weights
 from cosquant_lite.training import LocalSGD, as_they_are, nothing, train_client
 
 
@@ -27,8 +27,9 @@ def distance(one: dict, other: dict) -> float:
     [(nothing, as_they_are), (draw, lambda x, y, drawn: (augment(x, drawn), y))],
     ids=["", "augmented"],
 )
-def test_each_client_ends_where_it_ends_alone(options, draw, prepare):
-    model, draws = cnn(), torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("network", CNNS.values(), ids=CNNS)
+def test_each_client_ends_where_it_ends_alone(options, draw, prepare, network):
+    model, draws = network(), torch.Generator().manual_seed(0)
     weights = initial_weights(model, 0)
     x = torch.rand(3, 60, 3, 32, 32, generator=draws)
     y = torch.randint(10, (3, 60), generator=draws)

@@ -9,11 +9,15 @@ from cosquant_lite import experiments
 from cosquant_lite.datasets import load_data
 from cosquant_lite.federated import FedConfig, make_task
 
-EVERY = [(dataset, profile) for dataset, profiles in experiments.PROFILES.items() for profile in profiles]
+EVERY = [
+    (name, dataset, profile)
+    for dataset, profiles in experiments.PROFILES.items()
+    for profile in profiles
+    for name in experiments.names(dataset)
+]
 
 
-@pytest.mark.parametrize(("dataset", "profile"), EVERY)
-@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+@pytest.mark.parametrize(("name", "dataset", "profile"), EVERY)
 def test_every_experiment_is_a_valid_configuration(name, dataset, profile):
     config = experiments.config(name, profile, 3, dataset)
     assert isinstance(config, FedConfig)
@@ -23,9 +27,17 @@ def test_every_experiment_is_a_valid_configuration(name, dataset, profile):
 @pytest.mark.parametrize("dataset", experiments.PROFILES)
 def test_every_experiment_can_deal_out_the_embedded_data(dataset):
     data = load_data(dataset, "embedded")
-    plans = {name: experiments.config(name, "quick", 0, dataset) for name in experiments.EXPERIMENTS}
+    plans = {name: experiments.config(name, "quick", 0, dataset) for name in experiments.names(dataset)}
     for plan in {(config.split, config.clients): config for config in plans.values()}.values():
         assert sum(map(len, make_task(plan, data, torch.device("cpu")).parts)) == len(data.train_x)
+
+
+def test_an_experiment_on_a_network_for_images_is_none_of_brats(capsys):
+    left_out = set(experiments.EXPERIMENTS) - set(experiments.names("brats"))
+    assert left_out == {"float32-unpadded", "cosine-2-unpadded"}
+    assert list(experiments.EXPERIMENTS) == experiments.names("cifar10")
+    assert experiments.main(["--dataset", "brats", "--only", "float32-unpadded"]) == 2
+    assert "unknown model for brats 'cnn-unpadded'; allowed: unet-tiny" in capsys.readouterr().err
 
 
 def test_a_wrong_name_lists_the_right_ones(capsys):

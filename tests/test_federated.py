@@ -11,7 +11,7 @@ from cosquant_lite.classification import normalise
 from cosquant_lite.datasets import load_data, partition
 from cosquant_lite.federated import FedConfig, Progress, rounds
 from cosquant_lite.link import parse_link, send_with_memory
-from cosquant_lite.models import cnn, initial_weights
+from cosquant_lite.models import CNNS, cnn, initial_weights
 
 SMALL = {"data": "embedded", "rounds": 2, "clients": 20, "clients_per_round": 3, "batch_size": 25, "epochs": 2}
 
@@ -34,8 +34,19 @@ def without_time(records):
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
 
-def test_the_paper_s_network_has_122570_parameters():
-    assert sum(p.numel() for p in cnn().parameters()) == 122_570
+@pytest.mark.parametrize("network", CNNS.values(), ids=CNNS)
+def test_both_networks_have_122570_parameters_and_ten_answers(network):
+    model = network()
+    assert sum(p.numel() for p in model.parameters()) == 122_570
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_a_run_trains_the_network_it_names(images):
+    """They differ in nothing but padding and pooling: the same first weights, other losses."""
+    first = [next(rounds(FedConfig(**SMALL, model=name), images)).record["loss"] for name in CNNS]
+    assert first[0] != first[1]
+    for one, other in zip(*(initial_weights(network(), 0).values() for network in CNNS.values())):
+        assert torch.equal(one, other)
 
 
 def test_equals_a_ten_line_fedavg(images, one_thread):
