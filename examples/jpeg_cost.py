@@ -10,12 +10,14 @@ example: python examples/jpeg_cost.py --seeds 0,1,2,3,4,5 --out results/jpeg-cos
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from tqdm import tqdm
 
 from cosquant_lite import runs
 from cosquant_lite.datasets import Images, load_data
@@ -24,8 +26,8 @@ from cosquant_lite.models import cnn_unpadded
 from cosquant_lite.streams import generator
 from cosquant_lite.training import Pool
 
-# Test loss and accuracy after ten epochs on the original images, as printed in seven public copies of the tutorial, one
-# run each, in which the network and the recipe can be seen. To find one, search for its two numbers.
+# Test loss and accuracy after ten epochs on the original images: seven runs, as printed in five public copies of the
+# tutorial in which the network and the recipe can be seen. To find one, search for its two numbers.
 ORIGINAL = [
     (0.8613, 0.7181), (0.8524, 0.7204), (0.8766, 0.7078), (0.8487, 0.7246), (0.8808, 0.7056), (0.8971, 0.7062), (0.8660, 0.7203),
 ]  # fmt: skip
@@ -48,9 +50,18 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    with Pool(nn.Identity(), os.cpu_count()) as pool:
-        curves = pool.map(lambda seed: train(images, seed, args.epochs), wanted)
-    last = [curve[-1] for curve in curves]
+    bar = tqdm(total=args.epochs * len(wanted), unit="epoch", leave=False, disable=not sys.stderr.isatty())
+
+    def curve(seed: int) -> list[float]:
+        accuracies = []
+        for accuracy in train(images, seed, args.epochs):
+            accuracies.append(accuracy)
+            bar.update()
+        return accuracies
+
+    with bar, Pool(nn.Identity(), os.cpu_count()) as pool:
+        curves = pool.map(curve, wanted)
+    last = [accuracies[-1] for accuracies in curves]
     print(f"{images.source}: {described(last)}")
     print(f"original images, published: {described([accuracy for _, accuracy in ORIGINAL])}")
     if args.out:
@@ -59,8 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def train(images: Images, seed: int, epochs: int) -> list[float]:
-    """The test accuracy after each epoch."""
+def train(images: Images, seed: int, epochs: int) -> Iterator[float]:
+    """Yield the test accuracy after each epoch."""
     draws, model = generator(seed, "central"), cnn_unpadded(len(images.classes))
     for layer in model:
         if isinstance(layer, (nn.Conv2d, nn.Linear)):  # as Keras does
@@ -68,7 +79,7 @@ def train(images: Images, seed: int, epochs: int) -> list[float]:
             nn.init.zeros_(layer.bias)
     model = model.to(memory_format=torch.channels_last)
     x, test_x = ((part / 255).contiguous(memory_format=torch.channels_last) for part in (images.train_x, images.test_x))
-    optimizer, curve = torch.optim.Adam(model.parameters(), eps=1e-7), []
+    optimizer = torch.optim.Adam(model.parameters(), eps=1e-7)
     for _ in range(epochs):
         for batch in torch.randperm(len(x), generator=draws).split(32):
             optimizer.zero_grad()
@@ -78,8 +89,7 @@ def train(images: Images, seed: int, epochs: int) -> list[float]:
             hits = sum(
                 int((model(part).argmax(1) == y).sum()) for part, y in zip(test_x.split(500), images.test_y.split(500))
             )
-        curve.append(hits / len(test_x))
-    return curve
+        yield hits / len(test_x)
 
 
 def described(accuracies: list[float]) -> str:
