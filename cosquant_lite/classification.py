@@ -1,4 +1,4 @@
-"""The CIFAR-10 task: which of ten classes an image is. The paper's network, cross-entropy, accuracy."""
+"""The CIFAR-10 task: which of ten classes an image is. A network of the paper's size, cross-entropy, accuracy."""
 
 from __future__ import annotations
 

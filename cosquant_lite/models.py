@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def cnn(classes: int = 10) -> nn.Module:
-    """The paper's CIFAR-10 network, 122,570 parameters: 3x32x32 images in, `classes` logits out.
+    """The paper's CIFAR-10 network as our source describes it, 122,570 parameters: 3x32x32 in, `classes` logits out.
 
     Three times (conv3x3, padding 1, ReLU, 2x2 max-pool) with 32, 64, 64 channels, then dense 64 and `classes`.
     Source: the set-up of ProgFed (ICML 2022), the same group's later project. Pooling comes before the ReLU here: the

@@ -3,10 +3,12 @@
 import json
 import runpy
 from pathlib import Path
+from statistics import mean, variance
 
 import pytest
 
-SCRIPT = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "jpeg_cost.py"))
+ROOT = Path(__file__).parents[1]
+SCRIPT = runpy.run_path(str(ROOT / "examples" / "jpeg_cost.py"))
 
 
 def test_it_learns_digits_and_writes_every_epoch(tmp_path, capsys):
@@ -44,3 +46,17 @@ def test_the_same_seed_has_the_same_accuracies(tmp_path):
 def test_what_is_wrong_is_named(words, message, capsys):
     assert SCRIPT["main"](["--data", "embedded", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_readme_and_notebook_06_say_what_was_measured():
+    found = json.loads((ROOT / "results" / "jpeg-cost.json").read_text("utf-8"))
+    assert found["source"].startswith("CIFAR-10, JPEG")
+    assert [tuple(pair) for pair in found["original"]] == SCRIPT["ORIGINAL"]
+    here, there = [curve[-1] for curve in found["accuracy"]], [accuracy for _, accuracy in found["original"]]
+    error = (variance(here) / len(here) + variance(there) / len(there)) ** 0.5
+    cost = f"{100 * (mean(there) - mean(here)):.1f} points (standard error {100 * error:.1f})"
+    for file in ("README.md", "notebooks/06_bidirectional_cifar10.ipynb"):
+        text = (ROOT / file).read_text("utf-8")
+        assert cost in text, file
+        assert f"{100 * mean(here):.1f} %" in text, file
+        assert f"{100 * mean(there):.1f} %" in text, file
