@@ -54,7 +54,7 @@ def test_readme_and_notebook_06_say_what_was_measured():
     assert [tuple(pair) for pair in found["original"]] == SCRIPT["ORIGINAL"]
     here, there = [curve[-1] for curve in found["accuracy"]], [accuracy for _, accuracy in found["original"]]
     error = (variance(here) / len(here) + variance(there) / len(there)) ** 0.5
-    cost = f"{100 * (mean(there) - mean(here)):.1f} points (standard error {100 * error:.1f})"
+    cost = f"{100 * (mean(there) - mean(here)):.1f} points (standard error {100 * error:.1f}"
     for file in ("README.md", "notebooks/06_bidirectional_cifar10.ipynb"):
         text = (ROOT / file).read_text("utf-8")
         assert cost in text, file
