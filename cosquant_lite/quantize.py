@@ -13,6 +13,7 @@ import operator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -298,7 +299,7 @@ def as_float32(value: float, name: str) -> float:
     """value rounded to what a transmitted float32 holds."""
     if abs(value) > FLOAT32_MAX:
         raise ValueError(f"{name} {value:.3g} is beyond the float32 that is transmitted (at most {FLOAT32_MAX:.3g})")
-    return torch.tensor(value, dtype=torch.float32, device="cpu").item()
+    return float(np.float32(value))
 
 
 def _check_options(quantizer: Cosine | Uniform) -> None:
