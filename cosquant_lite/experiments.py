@@ -47,6 +47,9 @@ EXPERIMENTS = {
     "cosine-2-down-4": {"up": "cosine:2", "down": "cosine:4"},
     "uniform-2-down-4": {"up": "uniform:2", "down": "uniform:4"},  # symmetric, both ways
     "cosine-4-down-4": {"up": "cosine:4", "down": "cosine:4"},
+    # what the clip does to weights: the cut ones grow where no client sees them
+    "cosine-2-down-8-noclip": {"up": "cosine:2", "down": "cosine:8,clip=0"},
+    "cosine-2-down-4-noclip": {"up": "cosine:2", "down": "cosine:4,clip=0"},
     "minmax-2-down-4": {"up": f"uniform:2,{MINMAX}", "down": f"uniform:4,{MINMAX}"},
     "cosine-4-down-8": {"up": "cosine:4", "down": "cosine:8"},
     "cosine-1-down-8": {"up": "cosine:1", "down": "cosine:8"},
@@ -104,8 +107,8 @@ def names(dataset: str) -> list[str]:
 def result(name: str, folder: Path, records: list[dict], diverged: str | None) -> dict:
     """What is committed of a run: its config.json, and one list a column; diverged: why there are no more rounds."""
     about = json.loads((folder / "config.json").read_text("utf-8"))
-    keys = ("round", *METRICS[about["config"]["dataset"]], *RECORD)
-    columns = {key: [record[key] for record in records] for key in keys}
+    keys = ("round", *METRICS[about["config"]["dataset"]], "received", *RECORD)
+    columns = {key: [record.get(key) for record in records] for key in keys}  # received: from 26 November 2026 on
     return {"name": name, **about, "diverged": diverged, "rounds": columns}
 
 

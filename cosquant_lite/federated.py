@@ -173,8 +173,8 @@ def rounds(
 ) -> Iterator[Round]:
     """Yield each round when it is finished, from `progress` on.
 
-    A record has round, accuracy (BraTS: dice and dice_cases; None in rounds that are not measured), loss (the clients' mean training loss), lr,
-    bytes_down and bytes_up (all messages of the round), header_down and header_up (what of them is not codes or values)
+    A record has round, accuracy (BraTS: dice and dice_cases), received (the same of the weights that the clients receive
+    next; all None in rounds that are not measured), loss (the clients' mean training loss), lr, bytes_down and bytes_up (all messages of the round), header_down and header_up (what of them is not codes or values)
     and seconds. workers: threads, 0 for one on each core; the result does not depend on it. device: where clients train
     and accuracy is measured; messages are made on the CPU, so that they are the same bytes. together: all clients of a
     round as one batched network, if they have equally many images; None: just if the device is not the CPU.
@@ -220,11 +220,11 @@ def _round(config: FedConfig, task: Task, pool: Pool, progress: Progress, togeth
     weights = {name: x - config.server_lr * mean[name] for name, x in progress.weights.items()}
     check_finite(weights, learning_rate(config, number))
     lost_up = {**progress.lost_up, **dict(zip(chosen, lost))} if config.up_feedback else {}
-    measured = number % config.evaluate_every == 0 or number == config.rounds
+    done = Progress(weights, number, progress.held, progress.lost_down, lost_up)
     readers = config.clients if config.down_sends == "difference" else len(chosen)
     record = {
         "round": number,
-        **(task.measure(pool, weights) if measured else dict.fromkeys(METRICS[config.dataset])),
+        **_measure(config, task, pool, done),
         "loss": float(np.average(losses, weights=sizes)),
         "lr": learning_rate(config, number),
         "bytes_down": down.bytes * readers,
@@ -233,8 +233,21 @@ def _round(config: FedConfig, task: Task, pool: Pool, progress: Progress, togeth
         "header_up": sum(delivery.header for delivery in deliveries),
         "seconds": perf_counter() - start,
     }
-    progress = Progress(weights, number, progress.held, progress.lost_down, lost_up)
-    return Round(record, received, list(updates), progress)
+    return Round(record, received, list(updates), done)
+
+
+def _measure(config: FedConfig, task: Task, pool: Pool, progress: Progress) -> dict:
+    """Accuracy or Dice of the server's weights; received: that of what the next message would make of them at the clients.
+
+    The two part where the down link keeps losing the same entries (see README). None in rounds that are not measured.
+    """
+    if progress.number % config.evaluate_every and progress.number < config.rounds:
+        return dict.fromkeys((*METRICS[config.dataset], "received"))
+    measured = task.measure(pool, progress.weights)
+    if config.down == "none":
+        return {**measured, "received": measured[METRICS[config.dataset][0]]}
+    received, *_ = _broadcast(config, progress, progress.number + 1)
+    return {**measured, "received": task.measure(pool, received)[METRICS[config.dataset][0]]}
 
 
 def train_chosen(

@@ -10,7 +10,7 @@ from cosquant_lite.__main__ import main
 from cosquant_lite.classification import normalise
 from cosquant_lite.datasets import load_data, partition
 from cosquant_lite.federated import FedConfig, Progress, rounds
-from cosquant_lite.link import parse_link, send_with_memory
+from cosquant_lite.link import parse_link, send, send_with_memory
 from cosquant_lite.models import CNNS, cnn, initial_weights
 
 SMALL = {"data": "embedded", "rounds": 2, "clients": 20, "clients_per_round": 3, "batch_size": 25, "epochs": 2}
@@ -181,6 +181,42 @@ def test_recorded_loss_and_accuracy_are_those_of_the_model(images):
         assert record["loss"] == pytest.approx(cross_entropy(model(x[mine]), images.train_y[mine]).item(), rel=1e-5)
         hits = (model(test_x).argmax(1) == images.test_y).double().mean().item()
     assert record["accuracy"] == pytest.approx(hits)
+
+
+@pytest.mark.parametrize("options", [{}, {"down_sends": "difference"}, {"down_feedback": True}], ids=str)
+def test_received_is_the_accuracy_of_the_weights_that_the_next_message_brings(images, options):
+    config = FedConfig(**{**SMALL, "rounds": 4, "down": "cosine:2", "evaluate_every": 2, **options})
+    _, second, third, fourth = rounds(config, images)
+    model = cnn()
+    model.load_state_dict(third.received)
+    with torch.inference_mode():
+        hits = (model(normalise(images)[1]).argmax(1) == images.test_y).float().mean().item()
+    assert second.record["received"] == pytest.approx(hits)
+    assert third.record["received"] is None and fourth.record["received"] is not None
+
+
+def test_without_a_down_link_the_clients_receive_what_the_server_has(images):
+    for finished in rounds(FedConfig(**SMALL), images):
+        assert finished.record["received"] == finished.record["accuracy"]
+
+
+def test_weights_that_the_clip_cuts_grow_where_no_client_sees_them():
+    """Gradient descent to a target of which 1 % is larger than the rest, on the weights that arrive."""
+    target = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    target[:10] = 10.0
+
+    def descend(link: str, steps: int = 200, lr: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
+        exact = torch.zeros(1000)
+        for _ in range(steps):
+            received = send({"w": exact}, parse_link(link)).state["w"]
+            exact = exact - lr * (received - target)
+        return exact, received
+
+    exact, received = descend("cosine:8")
+    assert exact[:10].min() > 50 and received.max() < 5  # 200 steps of a tenth of what is missing: no end of it
+    assert (received - target)[10:].abs().max() < 0.1
+    exact, received = descend("cosine:8,clip=0")
+    assert (exact - target).abs().max() < 0.2 and (received - target).abs().max() < 0.2
 
 
 def test_images_are_normalised_by_the_training_images(images):
