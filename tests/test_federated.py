@@ -192,7 +192,8 @@ def test_received_is_the_accuracy_of_the_weights_that_the_next_message_brings(im
     with torch.inference_mode():
         hits = (model(normalise(images)[1]).argmax(1) == images.test_y).float().mean().item()
     assert second.record["received"] == pytest.approx(hits)
-    assert third.record["received"] is None and fourth.record["received"] is not None
+    assert third.record["received"] is None
+    assert fourth.record["received"] is not None
 
 
 def test_without_a_down_link_the_clients_receive_what_the_server_has(images):
@@ -213,10 +214,12 @@ def test_weights_that_the_clip_cuts_grow_where_no_client_sees_them():
         return exact, received
 
     exact, received = descend("cosine:8")
-    assert exact[:10].min() > 50 and received.max() < 5  # 200 steps of a tenth of what is missing: no end of it
+    assert exact[:10].min() > 50
+    assert received.max() < 5
     assert (received - target)[10:].abs().max() < 0.1
     exact, received = descend("cosine:8,clip=0")
-    assert (exact - target).abs().max() < 0.2 and (received - target).abs().max() < 0.2
+    assert (exact - target).abs().max() < 0.2
+    assert (received - target).abs().max() < 0.2
 
 
 def test_images_are_normalised_by_the_training_images(images):
