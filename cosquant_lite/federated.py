@@ -23,7 +23,7 @@ from cosquant_lite.link import Delivery, parse_link, send, send_with_memory
 from cosquant_lite.models import MODELS, initial_weights
 from cosquant_lite.streams import generator
 from cosquant_lite.task import METRICS, Task
-from cosquant_lite.training import LocalSGD, Pool, State, threads_for, train_client
+from cosquant_lite.training import LocalSGD, Pool, State, train_client
 
 CHOICES = {
     "dataset": DATASETS,
@@ -187,8 +187,7 @@ def rounds(
     together = (device.type != "cpu" and task.batches) if together is None else together
     with Pool(task.model, workers or os.cpu_count()) as pool:
         while progress.number < config.rounds:
-            with threads_for(progress.weights):
-                finished = _round(config, task, pool, progress, together)
+            finished = _round(config, task, pool, progress, together)
             progress = finished.progress
             yield finished
 

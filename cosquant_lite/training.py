@@ -6,9 +6,8 @@ what comes out does not depend on how many threads there are.
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from threading import local
@@ -17,8 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-
-from cosquant_lite.kernels import PER_THREAD
 
 State = dict[str, Tensor]
 
@@ -111,21 +108,6 @@ class Pool:
 
     def __exit__(self, *error) -> None:
         self._threads.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def threads_for(weights: State) -> Iterator[None]:
-    """One intra-op thread while a small network's tensors are sent and averaged, all as before for a large one.
-
-    Waking 15 more threads for 40,000 entries takes longer than the work itself.
-    """
-    before = torch.get_num_threads()
-    if sum(x.numel() for x in weights.values()) < PER_THREAD:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def keep_freed_memory() -> None:

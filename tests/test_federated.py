@@ -268,16 +268,6 @@ def test_the_result_does_not_depend_on_the_workers_and_goes_on_from_anywhere(ima
     assert without_time(r.record for r in resumed) == without_time(r.record for r in first[1:])
 
 
-def test_the_callers_threads_stay_as_they_were(images):
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        for _ in rounds(FedConfig(**SMALL), images):
-            assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_error_feedback_loses_nothing_for_good():
     """What was delivered in all messages and what is still in memory add up to what was sent."""
     link, lost, sent, delivered = parse_link("cosine:1"), None, 0, 0
