@@ -228,8 +228,9 @@ def _run(args: argparse.Namespace) -> None:
 def _line(record: dict) -> str:
     name = "accuracy" if "accuracy" in record else "dice"
     value = "" if record[name] is None else f"{record[name]:.2%}"
+    arrives = "" if record.get("received") in (None, record[name]) else f" (received: {record['received']:.2%})"
     return (
-        f"round {record['round']:4d}  {name} {value:>6}  loss {record['loss']:.3f}"
+        f"round {record['round']:4d}  {name} {value:>6}{arrives}  loss {record['loss']:.3f}"
         f"  down {record['bytes_down']:,} B  up {record['bytes_up']:,} B  {record['seconds']:.1f} s"
     )
 

@@ -135,7 +135,12 @@ def run_and_write(name: str, settings: FedConfig, data: Images | Volumes, root: 
     folder, label = store.directory(root, settings), f"{name}, {settings.split}, seed {settings.seed}"
     records, diverged = finish(settings, folder, data, label, device)
     runs.write_json(out / file_name(name, settings.split, settings.seed), result(name, folder, records, diverged))
-    print(f"{label}: {diverged or format(records[-1][METRICS[settings.dataset][0]], '.2%')}", flush=True)
+    print(f"{label}: {diverged or _end(records[-1], METRICS[settings.dataset][0])}", flush=True)
+
+
+def _end(record: dict, metric: str) -> str:
+    own, received = record[metric], record.get("received")
+    return f"{own:.2%}" if received in (None, own) else f"{own:.2%}, and {received:.2%} of what the clients receive"
 
 
 def seeds(text: str) -> list[int]:

@@ -7,6 +7,7 @@ A run that diverged is one of them. What is measured is accuracy on CIFAR-10 and
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,6 +55,20 @@ def late(results: list[dict], last: int = 5) -> np.ndarray:
         return np.nan if result["diverged"] else 100 * np.mean(measured[-last:])
 
     return np.array([one(result) for result in results])
+
+
+def received(results: list[dict], last: int = 1) -> np.ndarray:
+    """`late` of the weights that the clients receive after a round, in place of the server's own; NaN also where a run
+    with a compressed down link is older than this measurement."""
+
+    def as_received(result: dict) -> dict:
+        rounds = result["rounds"]
+        own = rounds[_metric(result)]
+        unknown = own if result["config"]["down"] == "none" else [math.nan]
+        kept = [value for value in rounds.get("received", []) if value is not None] or unknown
+        return {**result, "rounds": {_metric(result): kept}}
+
+    return late([as_received(result) for result in results], last)
 
 
 def _metric(result: dict) -> str:
@@ -142,17 +157,27 @@ def full_table() -> str:
 
 def _group_table(folder: Path, rounds: int, names: Sequence[str]) -> str:
     lines = [
-        f"| run | down, MB a round | up, MB a round | accuracy after round {rounds:,}, % | seeds |",
-        "|---|---|---|---|---|",
+        f"| run | down, MB a round | up, MB a round | accuracy after round {rounds:,}, % | of what clients receive, % | seeds |",
+        "|---|---|---|---|---|---|",
     ]
     for name in names:
         if not has(name, "iid", folder):
-            lines.append(f"| {name} |  |  | **not run** | 0 |")
+            lines.append(f"| {name} |  |  | **not run** |  | 0 |")
             continue
         (down, up), results = _traffic(name, "iid", folder), load(name, "iid", folder)
         # one measurement is enough: the step size has fallen to nothing
-        lines.append(f"| {name} | {down:.2f} | {up:.2f} | {spread(late(results, 1))} | {len(results)} |")
+        ends = f"{spread(late(results, 1))} | {_received_text(results)}"
+        lines.append(f"| {name} | {down:.2f} | {up:.2f} | {ends} | {len(results)} |")
     return "\n".join(lines)
+
+
+def _received_text(results: list[dict]) -> str:
+    """`spread` of `received`, or why there is no number of its own."""
+    if results[0]["config"]["down"] == "none":
+        return "the same"
+    arrives = received(results)
+    lost = [bool(result["diverged"]) for result in results]
+    return "not measured" if (np.isnan(arrives) > lost).any() else spread(arrives)
 
 
 def brats_rows() -> list[dict]:
