@@ -12,6 +12,7 @@ FEDERATED = "<!-- federated: written by `make readme` -->", "<!-- end of federat
 SHORT = "<!-- short: written by `make readme` -->", "<!-- end of short -->"
 FULL = "<!-- full: written by `make readme` -->", "<!-- end of full -->"
 BRATS = "<!-- brats: written by `make readme` -->", "<!-- end of brats -->"
+BRATS_FULL = "<!-- brats-full: written by `make readme` -->", "<!-- end of brats-full -->"
 CLAIMS = "<!-- claims: written by `make readme` -->", "<!-- end of claims -->"
 ROUND = "<!-- round: written by `make readme` -->", "<!-- end of round -->"
 SHOWN = ("cosine 1, clip 1 %", "cosine 2, clip 1 %", "cosine 4, clip 1 %", "cosine 4, no clip", "cosine 8, no clip",
@@ -76,6 +77,7 @@ def with_tables(text: str) -> str:
         SHORT: reference.short_table(),
         FULL: reference.full_table(),
         BRATS: reference.brats_table(),
+        BRATS_FULL: reference.brats_table(reference.BRATS_FULL, "iid"),
     }
     tables |= {SPEED: speed(), ROUND: one_round(), CLAIMS: claims()}
     for (begin, end), content in tables.items():

@@ -2,7 +2,8 @@
 
 `python -m cosquant_lite.experiments --profile reference --seeds 0,1,2 --out results/cifar10` makes those of CIFAR-10,
 once for each --split; `--profile short --out results/cifar10-short` those in the set-up of the paper's group, cut to
-100 rounds, `--profile full --out results/cifar10-full` whole ones, and `--dataset brats --out results/brats` the others.
+100 rounds, `--profile full --out results/cifar10-full` whole ones, and `--dataset brats --out results/brats` the others
+(`--profile full --out results/brats-full` with the large network).
 A run that diverged is one of them. What is measured is accuracy on CIFAR-10 and mean Dice on BraTS, here in %.
 """
 
@@ -16,7 +17,9 @@ import numpy as np
 from cosquant_lite import experiments, runs
 from cosquant_lite.datasets.brats import REGIONS
 
-CIFAR10, SHORT, FULL, BRATS = (runs.RESULTS / name for name in ("cifar10", "cifar10-short", "cifar10-full", "brats"))
+CIFAR10, SHORT, FULL, BRATS, BRATS_FULL = (
+    runs.RESULTS / name for name in ("cifar10", "cifar10-short", "cifar10-full", "brats", "brats-full")
+)
 WANTED = (  # of the paper group's set-up, whole: the paper's comparisons up, and both ways
     "float32", "cosine-2", "cosine-1", "uniform-2", "minmax-2", "cosine-2-down-8", "cosine-2-down-4", "cosine-4-down-4",
 )  # fmt: skip
@@ -171,35 +174,37 @@ def _group_table(folder: Path, rounds: int, names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _received_text(results: list[dict]) -> str:
+def _received_text(results: list[dict], last: int = 1) -> str:
     """`spread` of `received`, or why there is no number of its own."""
     if results[0]["config"]["down"] == "none":
         return "the same"
-    arrives = received(results)
+    arrives = received(results, last)
     lost = [bool(result["diverged"]) for result in results]
     return "not measured" if (np.isnan(arrives) > lost).any() else spread(arrives)
 
 
-def brats_rows() -> list[dict]:
+def brats_rows(folder: Path = BRATS, split: str = "site") -> list[dict]:
     """A row for each experiment on BraTS: MB a round down and up, times fewer bytes than float32 both ways, seeds, and
-    the Dice of the hold-out: mean, and in each region."""
-    whole, rows = _traffic("float32", "site", BRATS), []
-    for name in [name for name in experiments.EXPERIMENTS if has(name, "site", BRATS)]:
-        (down, up), results = _traffic(name, "site", BRATS), load(name, "site", BRATS)
+    the Dice of the hold-out: mean, in each region, and the mean of what clients receive."""
+    whole, rows = _traffic("float32", split, folder), []
+    for name in [name for name in experiments.EXPERIMENTS if has(name, split, folder)]:
+        (down, up), results = _traffic(name, split, folder), load(name, split, folder)
         row = {"name": name, "down": down, "up": up, "fewer": sum(whole) / (down + up), "seeds": len(results)}
         regions = dict(zip(REGIONS, map(spread, late_cases(results).mean(1).T)))
-        rows.append(row | {"dice": spread(late(results)), **regions})
+        rows.append(row | {"dice": spread(late(results)), **regions, "received": _received_text(results, 5)})
     return rows
 
 
-def brats_table() -> str:
+def brats_table(folder: Path = BRATS, split: str = "site") -> str:
     """README's table of the reference runs on real BraTS cases."""
     heads = " | ".join(f"{region}, %" for region in REGIONS)
-    lines = [f"| run | down, MB a round | up, MB a round | times fewer bytes | mean Dice, % | {heads} | seeds |"]
-    lines.append("|---" * (6 + len(REGIONS)) + "|")
-    for row in brats_rows():
+    lines = [
+        f"| run | down, MB a round | up, MB a round | times fewer bytes | mean Dice, % | {heads} | mean Dice of what clients receive, % | seeds |"
+    ]
+    lines.append("|---" * (7 + len(REGIONS)) + "|")
+    for row in brats_rows(folder, split):
         traffic = f"{row['down']:.1f} | {row['up']:.1f} | {row['fewer']:.1f}"
-        dice = " | ".join(row[key] for key in ("dice", *REGIONS))
+        dice = " | ".join(row[key] for key in ("dice", *REGIONS, "received"))
         lines.append(f"| {row['name']} | {traffic} | {dice} | {row['seeds']} |")
     return "\n".join(lines)
 

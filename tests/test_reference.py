@@ -7,6 +7,7 @@ import pytest
 
 from cosquant_lite import experiments, reference
 from cosquant_lite.federated import FedConfig
+from cosquant_lite.task import METRICS
 
 
 def result(accuracy, diverged=None, each=1_000_000):
@@ -79,21 +80,28 @@ LOST = {"uniform-2-noclip-classes2-seed1"}  # it guesses from the first to the l
 COMMITTED = [(file, "reference") for file in sorted(reference.CIFAR10.glob("*.json"))]
 COMMITTED += [(file, "short") for file in sorted(reference.SHORT.glob("*.json"))]
 COMMITTED += [(file, "full") for file in sorted(reference.FULL.glob("*.json"))]
+COMMITTED += [(file, "reference") for file in sorted(reference.BRATS.glob("*.json"))]
+COMMITTED += [(file, "full") for file in sorted(reference.BRATS_FULL.glob("*.json"))]
 
 
-@pytest.mark.parametrize(("file", "profile"), COMMITTED, ids=[f"{file.stem}, {profile}" for file, profile in COMMITTED])
+@pytest.mark.parametrize(
+    ("file", "profile"), COMMITTED, ids=[f"{file.parent.name}, {file.stem}" for file, _ in COMMITTED]
+)
 def test_a_committed_run_is_a_named_experiment_on_real_data_and_whole(file, profile):
     stored = json.loads(file.read_text("utf-8"))
     config = FedConfig(**stored["config"])
-    assert config == experiments.config(stored["name"], profile, config.seed, split=config.split)
+    assert config == experiments.config(stored["name"], profile, config.seed, config.dataset, split=config.split)
     assert file.name == experiments.file_name(stored["name"], config.split, config.seed)
-    assert stored["source"].startswith("CIFAR-10")
+    assert stored["source"].startswith({"cifar10": "CIFAR-10", "brats": "BraTS"}[config.dataset])
     assert all("+" not in session["commit"] for session in stored["sessions"])
     number = stored["rounds"]["round"]
     assert number == list(range(1, len(number) + 1))
     assert bool(stored["diverged"]) == (len(number) < config.rounds)
     if not stored["diverged"]:
-        ends = 100 * stored["rounds"]["accuracy"][-1], reference.received([stored])[0]  # NaN: not measured
+        ends = (
+            100 * stored["rounds"][METRICS[config.dataset][0]][-1],
+            reference.received([stored])[0],
+        )  # NaN: not measured
         assert (np.nanmax(ends) > 10) == (file.stem not in LOST)
 
 
