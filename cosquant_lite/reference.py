@@ -3,7 +3,8 @@
 `python -m cosquant_lite.experiments --profile reference --seeds 0,1,2 --out results/cifar10` makes those of CIFAR-10,
 once for each --split; `--profile short --out results/cifar10-short` those in the set-up of the paper's group, cut to
 100 rounds, `--profile full --out results/cifar10-full` whole ones, and `--dataset brats --out results/brats` the others
-(`--profile full --out results/brats-full` with the large network).
+(`--profile full --out results/brats-full` with the large network). TWO_NETWORKS: four two-way runs once more, which also
+tell what clients receive.
 A run that diverged is one of them. What is measured is accuracy on CIFAR-10 and mean Dice on BraTS, here in %.
 """
 
@@ -17,8 +18,8 @@ import numpy as np
 from cosquant_lite import experiments, runs
 from cosquant_lite.datasets.brats import REGIONS
 
-CIFAR10, SHORT, FULL, BRATS, BRATS_FULL = (
-    runs.RESULTS / name for name in ("cifar10", "cifar10-short", "cifar10-full", "brats", "brats-full")
+CIFAR10, SHORT, FULL, BRATS, BRATS_FULL, TWO_NETWORKS = (
+    runs.RESULTS / name for name in ("cifar10", "cifar10-short", "cifar10-full", "brats", "brats-full", "two-networks")
 )
 WANTED = (  # of the paper group's set-up, whole: the paper's comparisons up, and both ways
     "float32", "cosine-2", "cosine-1", "uniform-2", "minmax-2", "cosine-2-down-8", "cosine-2-down-4", "cosine-4-down-4",

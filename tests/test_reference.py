@@ -7,6 +7,7 @@ import pytest
 
 from cosquant_lite import experiments, reference
 from cosquant_lite.federated import FedConfig
+from cosquant_lite.runs import RESULTS
 from cosquant_lite.task import METRICS
 
 
@@ -82,11 +83,10 @@ COMMITTED += [(file, "short") for file in sorted(reference.SHORT.glob("*.json"))
 COMMITTED += [(file, "full") for file in sorted(reference.FULL.glob("*.json"))]
 COMMITTED += [(file, "reference") for file in sorted(reference.BRATS.glob("*.json"))]
 COMMITTED += [(file, "full") for file in sorted(reference.BRATS_FULL.glob("*.json"))]
+COMMITTED += [(file, "reference") for file in sorted(reference.TWO_NETWORKS.glob("*/*.json"))]
 
 
-@pytest.mark.parametrize(
-    ("file", "profile"), COMMITTED, ids=[f"{file.parent.name}, {file.stem}" for file, _ in COMMITTED]
-)
+@pytest.mark.parametrize(("file", "profile"), COMMITTED, ids=[str(file.relative_to(RESULTS)) for file, _ in COMMITTED])
 def test_a_committed_run_is_a_named_experiment_on_real_data_and_whole(file, profile):
     stored = json.loads(file.read_text("utf-8"))
     config = FedConfig(**stored["config"])
