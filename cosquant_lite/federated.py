@@ -48,7 +48,7 @@ class FedConfig:
     model: str = _option(
         "auto", "cnn or cnn-unpadded for cifar10; unet-tiny, unet-small or unet-full for brats; auto: the first"
     )
-    down: str = _option("none", "link from server to clients: what the weights become on the way, e.g. cosine:8")
+    down: str = _option("none", "link from server to clients: what the weights become on the way, e.g. cosine:8,clip=0")
     up: str = _option("none", "link from clients to server: what the updates become on the way, e.g. cosine:2")
     rounds: int = _option(10, "communication rounds")
     epochs: int = _option(1, "local epochs E")

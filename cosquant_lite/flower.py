@@ -1,12 +1,13 @@
 """The same links on Flower: a strategy around any strategy, and a mod for the client app.
 
-    strategy = Compressed(FedAvg(), down="cosine:8", up="cosine:2")     # in the ServerApp
+    strategy = Compressed(FedAvg(), down="cosine:8,clip=0", up="cosine:2")     # in the ServerApp
     app = ClientApp(mods=[compressed])                                  # in the ClientApp; first, outside other mods
 
 The server's weights go down as one frame, the update (received minus trained weights) comes back as one frame. The
 strategy inside sees what it always sees: a model from each client, here the server's exact weights minus the decoded
 update, so that an average of models is the server's weights minus the average update. A frame travels as a Flower Array
-of one dimension with stype "cosquant.frame"; everything else in a message stays as it is.
+of one dimension with stype "cosquant.frame"; everything else in a message stays as it is. A clip on the way down spoils
+the server's own weights in a long run (notebook 10).
 
 Needs `pip install "cosquant-lite[flower]"`.
 """
