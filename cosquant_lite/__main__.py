@@ -12,7 +12,9 @@ from cosquant_lite.datasets import DATASETS
 
 # no shortened options: a result keeps its command without `--out` and the like, which it knows by their full names
 PARSER = partial(argparse.ArgumentParser, allow_abbrev=False)
-RUN_EXAMPLE = "example: python -m cosquant_lite run --data real --rounds 3 --down cosine:8 --up cosine:2,clip=0.01"
+RUN_EXAMPLE = (
+    "example: python -m cosquant_lite run --data real --rounds 3 --down cosine:8,clip=0 --up cosine:2,clip=0.01"
+)
 DATA_EXAMPLE = "example: python -m cosquant_lite data import cifar10 ~/Downloads/cifar-10-python.tar.gz"
 PREPARE = "Crops each case to the brain and resamples it; needs memory for one case at a time."
 PREPARE_EXAMPLE = "example: python -m cosquant_lite data prepare brats ~/MICCAI_BraTS_2018 --size 96"

@@ -181,7 +181,10 @@ def _received_text(results: list[dict], last: int = 1) -> str:
         return "the same"
     arrives = received(results, last)
     lost = [bool(result["diverged"]) for result in results]
-    return "not measured" if (np.isnan(arrives) > lost).any() else spread(arrives)
+    if (np.isnan(arrives) > lost).any():
+        return "not measured"
+    seldom = min(sum(x is not None for x in result["rounds"]["received"]) for result in results) < last
+    return spread(arrives) + (" (last round)" if seldom else "")
 
 
 def brats_rows(folder: Path = BRATS, split: str = "site") -> list[dict]:
