@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 
