@@ -1,0 +1,81 @@
+"""Which network does a two-way run leave behind? The server's own weights, the same after a clip alone, and as received.
+
+A clip of 1 % cuts the largest entries of each tensor down to the next largest, without quantizing anything. If that alone
+makes of the server's weights what the clients have, the difference lies in the entries that are cut.
+
+example: python examples/clip_only.py build/runs/cifar10-cosine_8-cosine_2-seed0-* --out results/two-networks/clip-only.json
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cosquant_lite import runs
+from cosquant_lite.datasets import load_data
+from cosquant_lite.federated import FedConfig, make_task
+from cosquant_lite.link import parse_link, send
+from cosquant_lite.streams import generator
+from cosquant_lite.training import Pool, State
+
+CLIP = 0.01
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure the last checkpoint of each run directory on CIFAR-10; print and write accuracies and shares."""
+    parser = argparse.ArgumentParser("python examples/clip_only.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("folders", nargs="+", type=Path, help="directories of runs on CIFAR-10")
+    parser.add_argument("--out", type=Path, help="a JSON file for the result (default: none)")
+    args = parser.parse_args(argv)
+    try:
+        if args.out:
+            runs.check_writable(args.out)
+        rows = [measure(folder) for folder in args.folders]
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for row in rows:
+        print(f"{row['down']} down, {row['up']} up, round {row['round']:,} of {row['rounds']:,}:", end=" ")
+        print(f"server {row['server']:.2%}, clipped {row['clipped']:.2%}, clients {row['clients']:.2%}")
+    if args.out:
+        runs.write_json(args.out, {"clip": CLIP, **runs.provenance(), "command": runs.command_line(), "rows": rows})
+    return 0
+
+
+def measure(folder: Path) -> dict:
+    """Accuracies of the three networks, and the share of each clipped tensor's squared norm that the clip cuts off."""
+    config = FedConfig(**json.loads((folder / "config.json").read_text("utf-8"))["config"])
+    if config.dataset != "cifar10":
+        raise ValueError(f"{folder} is a run on {config.dataset}, not on cifar10")
+    progress = torch.load(folder / "checkpoint.pt", weights_only=True)
+    own, number = progress["weights"], progress["number"]
+    cut = {name: clipped(x) for name, x in own.items()}
+    received = send(own, parse_link(config.down), generator(config.seed, "down", number + 1)).state
+    task = make_task(config, load_data("cifar10", config.data), torch.device("cpu"))
+    with Pool(task.model, os.cpu_count()) as pool:
+        three = {"server": own, "clipped": cut, "clients": received}
+        accuracies = {who: task.measure(pool, weights)["accuracy"] for who, weights in three.items()}
+    about = {"folder": folder.name, "down": config.down, "up": config.up, "round": number, "rounds": config.rounds}
+    return {**about, **accuracies, "cut_off": cut_off(own, cut)}
+
+
+def clipped(x: Tensor) -> Tensor:
+    """x with its floor(CLIP n) entries of largest magnitude cut to the next largest."""
+    cut = math.floor(CLIP * x.numel())
+    largest = x.abs().flatten().kthvalue(x.numel() - cut).values
+    return x.clamp(-largest, largest)
+
+
+def cut_off(own: State, cut: State) -> dict[str, float]:
+    """Of each tensor that is clipped: the share of its squared norm that is gone."""
+    norms = {name: (float(x.square().sum()), float(cut[name].square().sum())) for name, x in own.items()}
+    return {name: 1 - after / before for name, (before, after) in norms.items() if after < before}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

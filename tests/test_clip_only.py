@@ -1,0 +1,40 @@
+"""The script that tells which network a two-way run leaves behind."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+from cosquant_lite import store
+from cosquant_lite.datasets import load_data
+from cosquant_lite.federated import FedConfig
+from cosquant_lite.quantize import Uniform
+
+SCRIPT = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "clip_only.py"))
+
+
+def test_it_cuts_what_the_quantizers_cut():
+    x = torch.randn(1234, generator=torch.Generator().manual_seed(0)).reshape(2, 617)
+    cut = SCRIPT["clipped"](x)
+    assert int((cut != x).sum()) == 12
+    assert float(cut.max()) == Uniform(8, clip=0.01).quantize(x).floats[1]
+    assert SCRIPT["cut_off"]({"w": x, "b": x[:1, :50]}, {"w": cut, "b": x[:1, :50]}) == {
+        "w": pytest.approx(1 - float(cut.norm() / x.norm()) ** 2, rel=1e-4)
+    }
+
+
+def test_it_measures_what_the_run_has_recorded(tmp_path, capsys):
+    config = FedConfig(data="embedded", rounds=2, clients=10, clients_per_round=3, batch_size=25, down="cosine:3")
+    images = load_data("cifar10", "embedded")
+    last = list(store.resume(tmp_path / "run", config, images))[-1]
+    assert SCRIPT["main"]([str(tmp_path / "run"), "--out", str(tmp_path / "found.json")]) == 0
+    (row,) = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert (row["server"], row["clients"], row["round"]) == (last["accuracy"], last["received"], 2)
+    assert "cosine:3 down, none up, round 2 of 2: server" in capsys.readouterr().out
+
+
+def test_what_is_no_run_is_named(tmp_path, capsys):
+    assert SCRIPT["main"]([str(tmp_path / "nothing")]) == 2
+    assert "nothing" in capsys.readouterr().err
