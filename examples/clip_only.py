@@ -43,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{row['down']} down, {row['up']} up, round {row['round']:,} of {row['rounds']:,}:", end=" ")
         print(f"server {row['server']:.2%}, clipped {row['clipped']:.2%}, clients {row['clients']:.2%}")
     if args.out:
-        runs.write_json(args.out, {"clip": CLIP, **runs.provenance(), "command": runs.command_line(), "rows": rows})
+        command = " ".join(["python examples/clip_only.py", *map(str, args.folders)])
+        runs.write_json(args.out, {"clip": CLIP, **runs.provenance(), "command": command, "rows": rows})
     return 0
 
 
