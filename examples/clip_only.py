@@ -8,7 +8,6 @@ example: python examples/clip_only.py build/runs/cifar10-cosine_8-cosine_2-seed0
 
 import argparse
 import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from cosquant_lite import runs
 from cosquant_lite.datasets import load_data
 from cosquant_lite.federated import FedConfig, make_task
 from cosquant_lite.link import parse_link, send
+from cosquant_lite.quantize import statistics
 from cosquant_lite.streams import generator
 from cosquant_lite.training import Pool, State
 
@@ -53,6 +53,10 @@ def measure(folder: Path) -> dict:
     config = FedConfig(**json.loads((folder / "config.json").read_text("utf-8"))["config"])
     if config.dataset != "cifar10":
         raise ValueError(f"{folder} is a run on {config.dataset}, not on cifar10")
+    if config.down_feedback or config.down_sends != "weights":
+        raise ValueError(
+            f"{folder} sends differences or uses feedback down; only weights sent as they are can be measured"
+        )
     progress = torch.load(folder / "checkpoint.pt", weights_only=True)
     own, number = progress["weights"], progress["number"]
     cut = {name: clipped(x) for name, x in own.items()}
@@ -67,8 +71,7 @@ def measure(folder: Path) -> dict:
 
 def clipped(x: Tensor) -> Tensor:
     """x with its floor(CLIP n) entries of largest magnitude cut to the next largest."""
-    cut = math.floor(CLIP * x.numel())
-    largest = x.abs().flatten().kthvalue(x.numel() - cut).values
+    _, largest, *_ = statistics(x.double(), CLIP)
     return x.clamp(-largest, largest)
 
 

@@ -35,6 +35,14 @@ def test_it_measures_what_the_run_has_recorded(tmp_path, capsys):
     assert "cosine:3 down, none up, round 2 of 2: server" in capsys.readouterr().out
 
 
+def test_a_down_link_with_a_memory_is_refused(tmp_path, capsys):
+    small = {"data": "embedded", "rounds": 1, "clients": 10, "clients_per_round": 3, "batch_size": 25}
+    config = FedConfig(**small, down="cosine:3", down_sends="difference")
+    list(store.resume(tmp_path / "run", config, load_data("cifar10", "embedded")))
+    assert SCRIPT["main"]([str(tmp_path / "run")]) == 2
+    assert "sends differences" in capsys.readouterr().err
+
+
 def test_what_is_no_run_is_named(tmp_path, capsys):
     assert SCRIPT["main"]([str(tmp_path / "nothing")]) == 2
     assert "nothing" in capsys.readouterr().err
