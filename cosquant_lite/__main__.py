@@ -195,12 +195,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from dataclasses import asdict
-
     from tqdm import tqdm
 
     from cosquant_lite import runs, store
-    from cosquant_lite.datasets import about, load_data
+    from cosquant_lite.datasets import load_data
     from cosquant_lite.federated import FedConfig
 
     config = FedConfig(**{field.name: getattr(args, field.name) for field in fields(FedConfig)})
@@ -213,13 +211,13 @@ def _run(args: argparse.Namespace) -> None:
 
     if args.out:
         runs.check_writable(args.out)  # an error before the training, not after it
-    result = {"config": asdict(config), **about(data), "command": runs.command_line(), **runs.provenance()}
     records = []
     with tqdm(total=config.rounds, unit="round", disable=not sys.stderr.isatty()) as progress:
         for record in store.resume(folder, config, data, args.workers, args.device):
             records.append(record)
             if args.out:
-                runs.write_json(args.out, {"rounds": records, **result})
+                about = store.read_about(folder)  # says who made these rounds: an earlier session, perhaps
+                runs.write_json(args.out, {"rounds": records, "command": runs.command_line(), **about})
             progress.write(_line(record))
             progress.set_postfix_str(f"{sum(r['bytes_down'] + r['bytes_up'] for r in records) / 1e6:,.1f} MB")
             progress.update()

@@ -168,12 +168,17 @@ def main(argv: list[str] | None = None) -> int:
         others = {"split": args.split} if args.split else {}
         plan = [(name, config(name, args.profile, seed, args.dataset, **others)) for name, seed in wanted]
         data = load_data(args.dataset, plan[0][1].data)  # the profile's, for all
+        out = args.out or Path("build/results") / f"{args.dataset}-{args.profile}"
+        for name, settings in plan:  # an error before the training, not after it
+            runs.check_writable(out / file_name(name, settings.split, settings.seed))
         for name, settings in plan:
-            out = args.out or Path("build/results") / f"{args.dataset}-{args.profile}"
             run_and_write(name, settings, data, args.runs, out, args.device)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on", file=sys.stderr)
+        return 130
     return 0
 
 

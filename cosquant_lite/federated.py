@@ -8,6 +8,7 @@ import math
 import operator
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from itertools import chain
 from time import perf_counter
@@ -116,6 +117,8 @@ class FedConfig:
             raise ValueError(
                 f"clients_per_round is {self.clients_per_round}, but there are only {self.clients} clients"
             )
+        if self.lr_schedule == "cosine" and self.lr_min > self.lr:
+            raise ValueError(f"lr_min must be at most lr, {self.lr}, where the schedule begins; got {self.lr_min}")
 
 
 @dataclass(eq=False)
@@ -290,6 +293,15 @@ def check_finite(state: State, lr: float) -> None:
             )
 
 
+@contextmanager
+def _too_large_is_divergence(lr: float) -> Iterator[None]:
+    """Finite weights that a link cannot send, as their norm is beyond float32, are no bad input: training has diverged."""
+    try:
+        yield
+    except ValueError as error:
+        raise FloatingPointError(f"{error}: the training diverged at lr={lr}; try a smaller lr") from None
+
+
 def usable(device: str) -> torch.device:
     """The device of this name. ValueError if there is no such device here.
 
@@ -334,10 +346,11 @@ def _broadcast(config: FedConfig, progress: Progress, number: int) -> tuple[Stat
         held = progress.held
         weights = {name: x - held[name] for name, x in weights.items()}
     lost = progress.lost_down
-    if config.down_feedback:
-        delivery, lost = send_with_memory(weights, lost, link, coins)
-    else:
-        delivery = send(weights, link, coins)
+    with _too_large_is_divergence(learning_rate(config, number)):
+        if config.down_feedback:
+            delivery, lost = send_with_memory(weights, lost, link, coins)
+        else:
+            delivery = send(weights, link, coins)
     received = {name: held[name] + x for name, x in delivery.state.items()} if held else delivery.state
     return (
         received,
@@ -358,11 +371,13 @@ def _uploads(
     for client, (after, loss) in zip(chosen, trained):
         update = {name: w - after[name].cpu() for name, w in origin.items()}
         check_finite(update, learning_rate(config, number))
-        coins = generator(config.seed, "up", number, client)
-        if config.up_feedback:
-            yield loss, update, *send_with_memory(update, progress.lost_up.get(client), link, coins)
-        else:
-            yield loss, update, send(update, link, coins), None
+        coins, lost = generator(config.seed, "up", number, client), None
+        with _too_large_is_divergence(learning_rate(config, number)):
+            if config.up_feedback:
+                delivery, lost = send_with_memory(update, progress.lost_up.get(client), link, coins)
+            else:
+                delivery = send(update, link, coins)
+        yield loss, update, delivery, lost
 
 
 def weighted_mean(states: list[State], sizes: list[int]) -> State:

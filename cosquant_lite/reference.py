@@ -144,7 +144,7 @@ def table() -> str:
         f"| run | down, MB a round | up, MB a round | times fewer bytes | MB to {LEVEL} % | accuracy, % | with 2 classes a client, % | seeds |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows([name for name in experiments.EXPERIMENTS if has(name, "*")]):
+    for row in rows([name for name in experiments.EXPERIMENTS if has(name, "iid") or has(name, "classes:2")]):
         traffic = f"{row['down']:.2f} | {row['up']:.2f} | {row['fewer']:.1f} | {reached(row['to level'])}"
         lines.append(f"| {row['name']} | {traffic} | {row['iid']} | {row['classes:2']} | {row['seeds']} |")
     return "\n".join(lines)
@@ -180,11 +180,10 @@ def _received_text(results: list[dict], last: int = 1) -> str:
     """`spread` of `received`, or why there is no number of its own."""
     if results[0]["config"]["down"] == "none":
         return "the same"
-    arrives = received(results, last)
-    lost = [bool(result["diverged"]) for result in results]
-    if (np.isnan(arrives) > lost).any():
+    arrives, ended = received(results, last), [result for result in results if not result["diverged"]]
+    if np.isnan(arrives).sum() > len(results) - len(ended):
         return "not measured"
-    seldom = min(sum(x is not None for x in result["rounds"]["received"]) for result in results) < last
+    seldom = any(sum(x is not None for x in result["rounds"]["received"]) < last for result in ended)
     return spread(arrives) + (" (last round)" if seldom else "")
 
 

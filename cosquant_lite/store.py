@@ -1,6 +1,6 @@
 """Runs that survive: one directory a run, named by its configuration, that can be killed at any moment and goes on.
 
-    config.json      the configuration, what its data are, and the provenance of every session that worked on it
+    config.json      the configuration, what its data are, and the provenance of every session that finished a round
     rounds.jsonl     one line a finished round
     checkpoint.pt    what the next round needs (federated.Progress), written after each round
     lock             held while a process works here; the system lets go of it when the process dies
@@ -12,9 +12,9 @@ import hashlib
 import io
 import json
 import os
-import pickle
+import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -56,8 +56,9 @@ def resume(
             return
         usable(device)
         about["sessions"].append({"device": device_name(device), **runs.provenance()})
-        runs.write_json(folder / "config.json", about)
         for finished in rounds(config, data, progress, workers, device):
+            if finished.record["round"] == len(records) + 1:  # not earlier: a session may end before its first round
+                runs.write_json(folder / "config.json", about)
             _append(folder / "rounds.jsonl", finished.record)
             _save(folder / "checkpoint.pt", finished.progress)
             yield finished.record
@@ -71,27 +72,41 @@ def resume(
 def _load(folder: Path) -> tuple[list[dict], Progress | None]:
     """What was finished: a line is written before its checkpoint, so the last one may have none and is dropped."""
     lines = folder / "rounds.jsonl"
-    progress = _read_checkpoint(folder / "checkpoint.pt")
+    progress = read_checkpoint(folder / "checkpoint.pt")
     done = progress.number if progress else 0
-    stored = lines.read_text("utf-8").splitlines() if lines.exists() else []
+    stored = lines.read_bytes().splitlines(keepends=True) if lines.exists() else []
     if len(stored) < done or (progress is None and len(stored) > 1):
         raise OSError(
             f"{lines} has {len(stored)} rounds, and checkpoint.pt is that of round {done}: one of the two is "
             f"missing or not from this run; put it back, or remove {folder} to begin again"
         )
+    records = [_record(line, f"line {number} of {lines}") for number, line in enumerate(stored[:done], 1)]
     if len(stored) > done:
-        runs.write_atomic(lines, "".join(line + "\n" for line in stored[:done]))
-    return [json.loads(line) for line in stored[:done]], progress
+        runs.write_atomic(lines, b"".join(stored[:done]))
+    return records, progress
 
 
-def _read_checkpoint(file: Path) -> Progress | None:
+def _record(line: bytes, where: str) -> dict:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise OSError(f"{where} is damaged: {error}; put it back, or remove the folder to begin again") from None
+
+
+def read_checkpoint(file: Path) -> Progress | None:
+    """Where a run stands; None if there is no such file. OSError names one that is damaged."""
     if not file.exists():
         return None
+    content = io.BytesIO(file.read_bytes())
     try:
-        return Progress(**torch.load(file, weights_only=True))
-    except (RuntimeError, EOFError, pickle.UnpicklingError, TypeError) as error:
-        why = str(error).splitlines()[0] if str(error) else "it is empty"
-        raise OSError(f"{file} is damaged: {why}; remove {file.parent} to begin again") from None
+        with zipfile.ZipFile(content) as parts:  # torch takes what is there: it does not look at the checksums
+            wrong = parts.testzip()
+        if wrong:
+            raise ValueError(f"the checksum of {wrong} is wrong")
+        content.seek(0)
+        return Progress(**torch.load(content, weights_only=True))
+    except Exception as error:  # damage can lead to any
+        raise OSError(f"{file} is damaged: {error}; remove {file.parent} to begin again") from None
 
 
 def _append(file: Path, record: dict) -> None:
@@ -109,11 +124,31 @@ def _save(file: Path, progress: Progress) -> None:
 
 def _about(folder: Path, config: FedConfig, data: Images | Volumes) -> dict:
     """What config.json says, or will say. ValueError if it says something else."""
-    file, mine = folder / "config.json", {"config": asdict(config), **datasets.about(data)}
-    if not file.exists():
+    mine = {"config": asdict(config), **datasets.about(data)}
+    if not (folder / "config.json").exists():
+        left = [name for name in ("rounds.jsonl", "checkpoint.pt") if (folder / name).exists()]
+        if left:
+            raise OSError(f"{folder} has {left[0]} and no config.json; put it back, or remove {folder} to begin again")
         return {**mine, "diverged": None, "sessions": []}
-    stored = runs.read_json(file)
-    for key, value in mine.items():
-        if stored[key] != value:
-            raise ValueError(f"{folder} holds a run with the {key} {stored[key]!r}, not {value!r}; take another folder")
+    stored = read_about(folder)
+    one, other = (
+        {**says["config"], **{key: says.get(key) for key in mine if key != "config"}} for says in (stored, mine)
+    )
+    if one != other:
+        differ = [f"{key} {one.get(key)!r}, not {value!r}" for key, value in other.items() if one.get(key) != value]
+        raise ValueError(f"{folder} holds another run: {'; '.join(differ)}; take another folder")
     return {"diverged": None, **stored}
+
+
+def read_about(folder: Path) -> dict:
+    """What a run's config.json says. ValueError names one that is damaged; OSError if there is none."""
+    file = folder / "config.json"
+    stored = runs.read_json(file)
+    if not isinstance(stored, dict) or not {"config", "source", "sessions"} <= stored.keys():
+        raise ValueError(f"{file} is damaged: configuration, source or sessions are missing")
+    known = {each.name for each in fields(FedConfig)}
+    if not isinstance(stored["config"], dict) or not stored["config"].keys() <= known:
+        raise ValueError(
+            f"{file} is damaged, or of another version: unknown configuration {str(stored['config'])[:200]}"
+        )
+    return stored

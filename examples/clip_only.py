@@ -7,7 +7,6 @@ example: python examples/clip_only.py build/runs/cifar10-cosine_8-cosine_2-seed0
 """
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cosquant_lite import runs
+from cosquant_lite import runs, store
 from cosquant_lite.datasets import load_data
 from cosquant_lite.federated import FedConfig, make_task
 from cosquant_lite.link import parse_link, send
@@ -50,22 +49,34 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(folder: Path) -> dict:
     """Accuracies of the three networks, and the share of each clipped tensor's squared norm that the clip cuts off."""
-    config = FedConfig(**json.loads((folder / "config.json").read_text("utf-8"))["config"])
+    stored, progress = store.read_about(folder), store.read_checkpoint(folder / "checkpoint.pt")
+    if progress is None:
+        raise ValueError(f"{folder} has no checkpoint.pt")
+    config = FedConfig(**stored["config"])
     if config.dataset != "cifar10":
         raise ValueError(f"{folder} is a run on {config.dataset}, not on cifar10")
     if config.down_feedback or config.down_sends != "weights":
         raise ValueError(
             f"{folder} sends differences or uses feedback down; only weights sent as they are can be measured"
         )
-    progress = torch.load(folder / "checkpoint.pt", weights_only=True)
-    own, number = progress["weights"], progress["number"]
+    data = load_data("cifar10", config.data)
+    if data.source != stored["source"]:
+        raise ValueError(f"{folder} is a run on {stored['source']!r}, and here is only {data.source!r}")
+    own, number = progress.weights, progress.number
     cut = {name: clipped(x) for name, x in own.items()}
     received = send(own, parse_link(config.down), generator(config.seed, "down", number + 1)).state
-    task = make_task(config, load_data("cifar10", config.data), torch.device("cpu"))
+    task = make_task(config, data, torch.device("cpu"))
     with Pool(task.model, os.cpu_count()) as pool:
         three = {"server": own, "clipped": cut, "clients": received}
         accuracies = {who: task.measure(pool, weights)["accuracy"] for who, weights in three.items()}
-    about = {"folder": folder.name, "down": config.down, "up": config.up, "round": number, "rounds": config.rounds}
+    about = {
+        "folder": folder.name,
+        "source": data.source,
+        "down": config.down,
+        "up": config.up,
+        "round": number,
+        "rounds": config.rounds,
+    }
     return {**about, **accuracies, "cut_off": cut_off(own, cut)}
 
 

@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         title = f"{row['name']:24}{row['tensor']:14}{row['group']}, rounds {row['from']} to {row['to']}"
         print(f"{title:64}{row['entries']:6}{row['positive']:10.0%}{row['steadiness']:10.2f}{row['moved']:10.2f}")
     if args.out:
-        runs.write_json(args.out, {"clip": CLIP, **runs.provenance(), "command": runs.command_line(), "rows": rows})
+        command = f"python examples/wind_up.py --profile {args.profile} --only {args.only} --seeds {args.seeds}"
+        runs.write_json(args.out, {"clip": CLIP, **runs.provenance(), "command": command, "rows": rows})
     return 0
 
 

@@ -46,3 +46,21 @@ def test_a_down_link_with_a_memory_is_refused(tmp_path, capsys):
 def test_what_is_no_run_is_named(tmp_path, capsys):
     assert SCRIPT["main"]([str(tmp_path / "nothing")]) == 2
     assert "nothing" in capsys.readouterr().err
+
+
+def test_other_data_than_those_of_the_run_are_refused(tmp_path, capsys):
+    small = {"data": "embedded", "rounds": 1, "clients": 10, "clients_per_round": 3, "batch_size": 25}
+    list(store.resume(tmp_path, FedConfig(**small), load_data("cifar10", "embedded")))
+    about = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**about, "source": "CIFAR-10, JPEG copies"}))
+    assert SCRIPT["main"]([str(tmp_path)]) == 2
+    assert "is a run on 'CIFAR-10, JPEG copies', and here is only 'embedded handwritten digits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("file", "content"), [("config.json", "{}"), ("config.json", "{"), ("checkpoint.pt", "")])
+def test_a_damaged_run_is_named(tmp_path, capsys, file, content):
+    small = {"data": "embedded", "rounds": 1, "clients": 10, "clients_per_round": 3, "batch_size": 25}
+    list(store.resume(tmp_path, FedConfig(**small), load_data("cifar10", "embedded")))
+    (tmp_path / file).write_text(content)
+    assert SCRIPT["main"]([str(tmp_path)]) == 2
+    assert f"{file} is damaged" in capsys.readouterr().err

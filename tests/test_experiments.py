@@ -88,3 +88,18 @@ def test_one_that_diverges_at_once_is_a_result_without_rounds(tmp_path, monkeypa
 def test_seeds_that_are_no_numbers_are_named(capsys):
     assert experiments.main(["--seeds", "0,one"]) == 2
     assert "--seeds must be whole numbers separated by commas, got '0,one'" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_trained(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    words = ["--only", "cosine-2,float32", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "file")]
+    assert experiments.main(words) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_package_and_an_interruption_are_one_line(monkeypatch, capsys):
+    for error, status in ((ImportError("no monai"), 2), (KeyboardInterrupt(), 130)):
+        monkeypatch.setattr(experiments, "load_data", lambda *_, error=error: (_ for _ in ()).throw(error))
+        assert experiments.main([]) == status
+    assert capsys.readouterr().err == "error: no monai\n\ninterrupted: the same command goes on\n"

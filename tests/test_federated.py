@@ -142,6 +142,10 @@ def test_it_learns_with_two_bits_up():
         ({"split": "dirichlet:0"}, "unknown split 'dirichlet:0'"),
         ({"split": "iid:2"}, "unknown split 'iid:2'"),
         ({"augment": "yes"}, "augment must be True or False, got 'yes'"),
+        (
+            {"lr_schedule": "cosine", "lr": 1e-7},
+            "lr_min must be at most lr, 1e-07, where the schedule begins; got 1e-06",
+        ),
         ({"lr_schedule": "linear"}, "unknown lr_schedule 'linear'; allowed: constant, cosine"),
         ({"up_from": "client"}, "unknown up_from 'client'; allowed: received, server"),
         ({"down_sends": "nothing"}, "unknown down_sends 'nothing'; allowed: weights, difference"),
@@ -183,7 +187,11 @@ def test_recorded_loss_and_accuracy_are_those_of_the_model(images):
     assert record["accuracy"] == pytest.approx(hits)
 
 
-@pytest.mark.parametrize("options", [{}, {"down_sends": "difference"}, {"down_feedback": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"down_sends": "difference"}, {"down_feedback": True}, {"down": "cosine:2,rounding=stochastic"}],
+    ids=str,
+)
 def test_received_is_the_accuracy_of_the_weights_that_the_next_message_brings(images, options):
     config = FedConfig(**{**SMALL, "rounds": 4, "down": "cosine:2", "evaluate_every": 2, **options})
     _, second, third, fourth = rounds(config, images)
@@ -375,4 +383,13 @@ def test_feedback_that_cannot_work_is_refused(options, named):
 def test_weights_that_are_no_numbers_are_divergence_not_bad_input(images, options):
     config = FedConfig(**{**SMALL, "rounds": 1, "epochs": 1, "batch_size": 500}, **options)
     with pytest.raises(FloatingPointError, match=r"infinite or NaN|became"):
+        list(rounds(config, images))
+
+
+@pytest.mark.parametrize("options", [{"up": "cosine:2"}, {"down": "cosine:8"}, {"up": "none,mask=0.01"}], ids=str)
+def test_finite_weights_that_no_link_can_send_are_divergence_too(images, options):
+    """Their norm, or they themselves divided by a mask's p, are beyond float32."""
+    small = {"rounds": 2, "epochs": 1, "clients": 6, "clients_per_round": 2, "batch_size": 1000}
+    config = FedConfig(**{**SMALL, **small}, weight_decay=1.0, lr=1e38, **options)
+    with pytest.raises(FloatingPointError, match=r"tensor '\S+': .* beyond .*: the training diverged at lr=1e\+38"):
         list(rounds(config, images))

@@ -13,6 +13,7 @@ import torch
 from cosquant_lite import wire
 from cosquant_lite.datasets import load_data
 from cosquant_lite.federated import FedConfig, Progress, rounds
+from cosquant_lite.link import parse_link, send
 from cosquant_lite.models import cnn, initial_weights
 
 flwr = pytest.importorskip("flwr", reason='Flower is not installed: pip install "cosquant-lite[flower]"')
@@ -338,8 +339,13 @@ def test_an_app_with_the_mod_runs_under_a_plain_strategy():
 
 
 def test_evaluation_gets_the_compressed_model():
-    result = play(Compressed(FedAvg(), down="cosine:2"), toy([compressed]))
-    assert result.evaluate_metrics_clientapp[1]["total"] > 0
+    strategy = Compressed(FedAvg(), down="cosine:2")
+    result = play(strategy, toy([compressed]))
+    exact = result.arrays.to_torch_state_dict()
+    arrives = send(exact, parse_link("cosine:2")).state
+    totals = [sum(w.abs().sum().item() for w in state.values()) for state in (exact, arrives)]
+    assert result.evaluate_metrics_clientapp[1]["total"] == pytest.approx(totals[1], rel=1e-6)
+    assert totals[0] != pytest.approx(totals[1], rel=1e-2)
 
 
 def test_bad_links_are_refused_at_once():

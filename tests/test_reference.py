@@ -72,6 +72,35 @@ def test_received_is_what_the_clients_have_at_the_end_and_never_what_was_not_mea
     assert np.isnan(reference.received([{**newer, "diverged": "round 3: ..."}])).all()
 
 
+def test_what_a_table_says_of_the_clients_weights():
+    both = {"config": {"down": "cosine:8"}}
+    lost = {**result([], "round 1: ..."), **both}
+    newer = {**result([0.1, 0.8]), **both}
+    newer["rounds"] = {**newer["rounds"], "received": [None, 0.8]}
+    older = {**result([0.1, 0.8]), **both}
+    for results, last, said in (
+        ([{**result([0.5]), "config": {"down": "none"}}], 1, "the same"),
+        ([newer], 1, "80.0"),
+        ([newer], 5, "80.0 (last round)"),
+        ([older], 1, "not measured"),
+        ([lost], 1, "1 of 1 diverged"),
+        ([newer, lost], 1, "1 of 2 diverged"),
+        ([older, lost], 1, "not measured"),
+    ):
+        assert reference._received_text(results, last) == said
+
+
+def test_the_table_has_runs_of_its_two_splits_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "CIFAR10", tmp_path)
+    monkeypatch.setattr(reference.has, "__defaults__", (tmp_path,))
+    (tmp_path / "sign-large-step-dirichlet0.5-seed0.json").touch()
+    (tmp_path / "cosine-2-mask-iid-seed0.json").touch()
+    listed = []
+    monkeypatch.setattr(reference, "rows", lambda names: listed.extend(names) or [])
+    reference.table()
+    assert listed == ["cosine-2-mask"]
+
+
 def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no reference run 'cosine-2' with split 'iid'"):
         reference.load("cosine-2", folder=tmp_path)

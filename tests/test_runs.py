@@ -102,3 +102,16 @@ def test_every_help_shows_an_example_that_parses(words, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     example = shown.split("example: python -m cosquant_lite ")[1].split()
     assert _parser(example).parse_args(example).command
+
+
+def test_a_history_says_who_made_its_rounds_not_who_wrote_it_down(tmp_path, monkeypatch):
+    words = ["run", "--data", "embedded", "--clients", "10", "--clients-per-round", "2", "--rounds", "1"]
+    words += ["--batch-size", "50", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "history.json")]
+    for commit in ("first", "second"):
+        monkeypatch.setattr(runs, "_commit", lambda commit=commit: commit)
+        assert main(words) == 0
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert [session["commit"] for session in history["sessions"]] == ["first"]
+    assert len(history["rounds"]) == 1
+    assert history["config"]["clients"] == 10
+    assert "not CIFAR-10" in history["source"]

@@ -141,8 +141,8 @@ def test_what_belongs_to_another_run_is_refused_before_anything_is_yielded(tmp_p
     list(store.resume(tmp_path, FedConfig(**{**OPTIONS, "rounds": 1}), images))
     other = replace(images, source="CIFAR-10")
     for config, data, named in (
-        (CONFIG, images, "'rounds': 1"),
-        (FedConfig(**{**OPTIONS, "rounds": 1}), other, "digits"),
+        (CONFIG, images, "another run: rounds 1, not 5; take"),
+        (FedConfig(**{**OPTIONS, "rounds": 1}), other, "another run: source '.*digits.*', not 'CIFAR-10'"),
     ):
         with pytest.raises(ValueError, match=named):
             next(store.resume(tmp_path, config, data))
@@ -152,6 +152,81 @@ def test_a_damaged_configuration_is_named(tmp_path, images):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json is damaged: Expecting"):
         next(store.resume(tmp_path, CONFIG, images))
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"config": {"colour": 1}, "source": "", "sessions": []}'])
+def test_a_configuration_that_is_none_is_named(tmp_path, images, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config.json is damaged"):
+        next(store.resume(tmp_path, CONFIG, images))
+
+
+def test_a_run_without_its_configuration_is_no_other_run(tmp_path, images):
+    list(store.resume(tmp_path, FedConfig(**{**OPTIONS, "rounds": 1}), images))
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(OSError, match=r"has rounds\.jsonl and no config\.json; put it back"):
+        next(store.resume(tmp_path, FedConfig(**{**OPTIONS, "rounds": 1, "up": "sign"}), images))
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_damaged_line_is_named(tmp_path, images):
+    config = FedConfig(**{**OPTIONS, "rounds": 2})
+    list(store.resume(tmp_path, config, images))
+    content = (tmp_path / "rounds.jsonl").read_bytes()
+    for wrong in (b"{", b"\xff"):
+        (tmp_path / "rounds.jsonl").write_bytes(content.replace(b'"loss"', wrong, 1))
+        with pytest.raises(OSError, match=r"line 1 of .*rounds.jsonl is damaged"):
+            next(store.resume(tmp_path, config, images))
+
+
+def test_no_flipped_bit_of_a_checkpoint_changes_a_run(tmp_path, images):
+    """torch.load alone would take most of these for another state."""
+    list(store.resume(tmp_path, FedConfig(**{**OPTIONS, "rounds": 1}), images))
+    file = tmp_path / "checkpoint.pt"
+    content, refused = file.read_bytes(), 0
+    whole = torch.load(file, weights_only=True)
+    draws = torch.Generator().manual_seed(0)
+    for at in torch.randint(8 * len(content), (60,), generator=draws).tolist():
+        damaged = bytearray(content)
+        damaged[at // 8] ^= 1 << at % 8
+        file.write_bytes(damaged)
+        read = read_or_none(file)
+        refused += read is None
+        assert read is None or same(read, whole)  # some bits fill the gaps between the parts of the file
+    assert refused > 30
+
+
+def read_or_none(file):
+    try:
+        return vars(store.read_checkpoint(file))
+    except OSError:
+        return None
+
+
+def same(one, other):
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(x, other[key]) for key, x in one.items())
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def test_a_session_that_never_finished_a_round_is_not_recorded(tmp_path, images):
+    with pytest.raises(ValueError, match="workers must be at least 0"):
+        list(store.resume(tmp_path, CONFIG, images, workers=-1))
+    assert not (tmp_path / "config.json").exists()
+    next(store.resume(tmp_path, CONFIG, images))
+    with pytest.raises(ValueError, match="workers must be at least 0"):
+        list(store.resume(tmp_path, CONFIG, images, workers=-1))
+    assert len(json.loads((tmp_path / "config.json").read_text())["sessions"]) == 1
+
+
+@pytest.mark.parametrize("options", [{"down_sends": "difference"}, {"down_feedback": True}], ids=str)
+def test_what_the_down_link_remembers_survives_an_interruption(tmp_path, images, options):
+    config = FedConfig(**{**OPTIONS, "rounds": 4, **options})
+    begun = store.resume(tmp_path, config, images)
+    next(begun), next(begun)
+    begun.close()
+    again = without_time(store.resume(tmp_path, config, images))
+    assert again == without_time(finished.record for finished in rounds(config, images))
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
