@@ -54,7 +54,9 @@ def test_other_data_than_those_of_the_run_are_refused(tmp_path, capsys):
     about = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**about, "source": "CIFAR-10, JPEG copies"}))
     assert SCRIPT["main"]([str(tmp_path)]) == 2
-    assert "is a run on 'CIFAR-10, JPEG copies', and here is only 'embedded handwritten digits" in capsys.readouterr().err
+    assert (
+        "is a run on 'CIFAR-10, JPEG copies', and here is only 'embedded handwritten digits" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(("file", "content"), [("config.json", "{}"), ("config.json", "{"), ("checkpoint.pt", "")])

@@ -112,7 +112,6 @@ COMMITTED += [(file, "short") for file in sorted(reference.SHORT.glob("*.json"))
 COMMITTED += [(file, "full") for file in sorted(reference.FULL.glob("*.json"))]
 COMMITTED += [(file, "reference") for file in sorted(reference.BRATS.glob("*.json"))]
 COMMITTED += [(file, "full") for file in sorted(reference.BRATS_FULL.glob("*.json"))]
-COMMITTED += [(file, "full") for file in sorted((RESULTS / "cifar10-full-seeds").glob("*.json"))]
 COMMITTED += [(file, "reference") for file in sorted(reference.TWO_NETWORKS.glob("*/*.json"))]
 
 
