@@ -34,6 +34,8 @@ def test_entries_that_are_pushed_have_the_root_of_the_rounds():
     assert found["cut"]["steadiness"] == pytest.approx(20**0.5)
     assert found["cut"]["positive"] == 1
     assert found["cut"]["moved"] == pytest.approx(0.2 / cut, rel=1e-4)
+    assert found["largest"]["entries"] == 5
+    assert found["largest"]["size"] == pytest.approx(float(path[0].abs().sort().values[-5:].mean()) / cut, rel=1e-6)
 
 
 def test_entries_that_shrink_are_negative():
@@ -48,8 +50,10 @@ def test_the_command_writes_a_row_for_each_window_tensor_and_group(tmp_path, mon
     out = tmp_path / "found.json"
     assert SCRIPT["main"](["--profile", "quick", "--only", "cosine-2-down-8", "--out", str(out)]) == 0
     rows = json.loads(out.read_text())["rows"]
-    assert [(row["from"], row["to"]) for row in rows[::6]] == [(2, 3), (3, 4)]
-    assert {row["entries"] for row in rows if row["tensor"] == "conv2.weight"} == {184}
+    assert [(row["from"], row["to"]) for row in rows[::9]] == [(2, 3), (3, 4)]
+    assert rows[0]["ends"][0]["round"] == 1
+    assert all(0 < end["received"] <= 100 for end in rows[0]["ends"])
+    assert {row["entries"] for row in rows if row["tensor"] == "conv2.weight"} == {10, 184}
     assert "cosine-2-down-8" in capsys.readouterr().out
 
 
