@@ -1,7 +1,8 @@
 """Which network does a two-way run leave behind? The server's own weights, the same after a clip alone, and as received.
 
 A clip of 1 % cuts the largest entries of each tensor down to the next largest, without quantizing anything. If that alone
-makes of the server's weights what the clients have, the difference lies in the entries that are cut.
+makes of the server's weights what the clients have, the difference lies in the entries that are cut. Other shares than 1 %
+say in how many of them.
 
 example: python examples/clip_only.py build/runs/cifar10-cosine_8-cosine_2-seed0-* --out results/two-networks/clip-only.json
 """
@@ -23,6 +24,7 @@ from cosquant_lite.streams import generator
 from cosquant_lite.training import Pool, State
 
 CLIP = 0.01
+SHARES = 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05  # of the entries that are cut, one share after the other
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"server {row['server']:.2%}, clipped {row['clipped']:.2%}, clients {row['clients']:.2%}")
     if args.out:
         command = " ".join(["python examples/clip_only.py", *map(str, args.folders)])
-        runs.write_json(args.out, {"clip": CLIP, **runs.provenance(), "command": command, "rows": rows})
+        runs.write_json(
+            args.out, {"clip": CLIP, "shares": SHARES, **runs.provenance(), "command": command, "rows": rows}
+        )
     return 0
 
 
@@ -69,6 +73,9 @@ def measure(folder: Path) -> dict:
     with Pool(task.model, os.cpu_count()) as pool:
         three = {"server": own, "clipped": cut, "clients": received}
         accuracies = {who: task.measure(pool, weights)["accuracy"] for who, weights in three.items()}
+        by_share = [
+            task.measure(pool, {name: clipped(x, share) for name, x in own.items()})["accuracy"] for share in SHARES
+        ]
     about = {
         "folder": folder.name,
         "source": data.source,
@@ -77,12 +84,12 @@ def measure(folder: Path) -> dict:
         "round": number,
         "rounds": config.rounds,
     }
-    return {**about, **accuracies, "cut_off": cut_off(own, cut)}
+    return {**about, **accuracies, "by_share": by_share, "cut_off": cut_off(own, cut)}
 
 
-def clipped(x: Tensor) -> Tensor:
-    """x with its floor(CLIP n) entries of largest magnitude cut to the next largest."""
-    _, largest, *_ = statistics(x.double(), CLIP)
+def clipped(x: Tensor, clip: float = CLIP) -> Tensor:
+    """x with its floor(clip n) entries of largest magnitude cut to the next largest."""
+    _, largest, *_ = statistics(x.double(), clip)
     return x.clamp(-largest, largest)
 
 

@@ -32,6 +32,7 @@ def test_it_measures_what_the_run_has_recorded(tmp_path, capsys):
     assert SCRIPT["main"]([str(tmp_path / "run"), "--out", str(tmp_path / "found.json")]) == 0
     (row,) = json.loads((tmp_path / "found.json").read_text())["rows"]
     assert (row["server"], row["clients"], row["round"]) == (last["accuracy"], last["received"], 2)
+    assert row["by_share"][SCRIPT["SHARES"].index(0.01)] == row["clipped"]
     assert "cosine:3 down, none up, round 2 of 2: server" in capsys.readouterr().out
 
 
