@@ -194,6 +194,7 @@ def main(argv: list[str] | None = None) -> int:
         for cell in cells:
             configuration(cell)
         data = load_data("cifar10", RUN["data"])
+        runs.check_writable(args.out / "steps.json")  # an error before the training, not after it
         if args.step is None:
             chosen, out = steps(cells, data, args.runs, args.out, args.device), args.out
         else:

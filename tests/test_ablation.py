@@ -117,3 +117,11 @@ def test_kept_steps_of_another_search_are_not_used(short, tmp_path, monkeypatch,
     monkeypatch.setattr(ablation, "STEPS", (1.0, 2.0))
     assert ablation.main(words) == 2
     assert "steps.json is of another search" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_trained(short, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    words = ["--only", "float32", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "file")]
+    assert ablation.main(words) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
