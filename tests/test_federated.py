@@ -21,15 +21,6 @@ def images():
     return load_data("cifar10", "embedded")
 
 
-@pytest.fixture
-def one_thread():
-    """As the engine's workers have it: sums in another order would differ in the last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def without_time(records):
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 

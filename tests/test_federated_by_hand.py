@@ -35,15 +35,6 @@ def images():
     return load_data("cifar10", "embedded")
 
 
-@pytest.fixture
-def one_thread():
-    """As the engine's workers have it: sums in another order would differ in the last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_every_round_is_what_it_is_by_hand(images, one_thread, options):
     config = FedConfig(**{**SMALL, **options})
