@@ -82,7 +82,7 @@ def _draws(n: int, sgd: LocalSGD, draw: Callable, shuffle: torch.Generator) -> t
     orders, drawn = [], []
     for _ in range(sgd.epochs):
         orders.append(torch.randperm(n, generator=shuffle))
-        drawn += [draw(len(batch), shuffle) for batch in orders[-1].split(sgd.batch_size)]
+        drawn += [draw(min(sgd.batch_size, n - start), shuffle) for start in range(0, n, sgd.batch_size)]
     return torch.cat(orders), torch.cat(drawn, -1)
 
 

@@ -147,10 +147,10 @@ def borders(quantizer: Cosine | Uniform, floats: tuple[float, float], values: np
     values: what will be compared with the borders, if it is known: it can spare a search.
     """
     table, between = (
-        quantizer.table(floats),
+        quantizer.table(floats).numpy(),
         torch.arange(quantizer.levels - 1, dtype=torch.float64, device="cpu") + 0.5,
     )
-    falls = bool(table[0] > table[-1])
+    falls = table[0] > table[-1]
 
     def above(keys: np.ndarray, between: Tensor) -> np.ndarray:
         """Whether the definition puts the float32 of each key above the border."""
@@ -201,7 +201,7 @@ def _packed(codes: Tensor, bits: int) -> Tensor:
 
 def _nearest(values: np.ndarray, quantizer: Cosine | Uniform, floats: tuple[float, float]) -> Tensor:
     """Packed codes, rounded to the nearest."""
-    bits, table, n = quantizer.bits, quantizer.table(floats), len(values)
+    bits, table, n = quantizer.bits, quantizer.table(floats).numpy(), len(values)
     whole = n - n % 8
     packed = np.empty(packed_bytes(n, bits), np.uint8)
     if whole < n:

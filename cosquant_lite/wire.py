@@ -307,10 +307,9 @@ def _encode_tensor(
     p = mask.p if mask else 1.0
     if quantizer is not None and x.is_floating_point():
         floats, packed = kernels.quantize_packed(_turned(x, turn, index), quantizer, generator, keep)
-        table = _table(quantizer, floats, p)
-        _check_values(table, x.dtype if turn is None else torch.float32)
+        table = _table(quantizer, floats, p, x.dtype if turn is None else torch.float32)
         if turn is not None:  # only the values themselves tell what becomes of them
-            values = kernels.dequantize_packed(packed, table.float(), quantizer.bits, x.numel())
+            values = kernels.dequantize_packed(packed, table, quantizer.bits, x.numel())
             _turned_back(values, x.shape, turn, index, x.dtype)
         bits, n = quantizer.bits, x.numel() if keep is None else int(np.count_nonzero(keep.cpu().numpy()))
         how = struct.pack(f"<BB{len(floats)}f", SCHEMES.index(quantizer.scheme), bits, *floats)
@@ -367,17 +366,15 @@ def _turned_back(values: Tensor, shape: tuple, turn: tuple, index: int, dtype: t
     return values.to(dtype)
 
 
-def _table(quantizer: ScalarQuantizer, floats: tuple[float, float], p: float) -> Tensor:
-    """The float64 that each code stands for."""
-    return quantizer.value(torch.arange(quantizer.levels, dtype=torch.float64, device="cpu"), floats) / p
-
-
-def _check_values(table: Tensor, dtype: torch.dtype) -> None:
-    """ValueError if the receiver could not hold the values."""
-    if not table.float().to(dtype).isfinite().all():
+def _table(quantizer: ScalarQuantizer, floats: tuple[float, float], p: float, dtype: torch.dtype) -> Tensor:
+    """What each code stands for at the receiver. ValueError if that is beyond the dtype."""
+    exact = quantizer.value(torch.arange(quantizer.levels, dtype=torch.float64, device="cpu"), floats) / p
+    table = exact.float().to(dtype)
+    if not table.isfinite().all():
         raise ValueError(
-            f"the largest value at the receiver, divided by the mask's p if there is one, is {table.abs().max():.3g} and beyond {dtype}"
+            f"the largest value at the receiver, divided by the mask's p if there is one, is {exact.abs().max():.3g} and beyond {dtype}"
         )
+    return table
 
 
 def _decode_tensor(part: Part, frame: Frame, index: int, device: torch.device) -> Tensor:
@@ -409,11 +406,8 @@ def _raw(part: Part, n: int) -> Tensor:
 
 def _dequantized(part: Part, n: int, frame: Frame, index: int, device: torch.device) -> Tensor:
     """The n values that travel of a quantized tensor, divided by the mask's p, or rotated back."""
-    exact = _table(QUANTIZERS[part.scheme](part.bits), part.floats, frame.mask.p if frame.mask else 1.0)
-    turned = frame.rotation is not None
-    dtype = torch.float32 if turned else part.dtype
-    _check_values(exact, dtype)
-    table = exact.float().to(dtype)
+    turned, p = frame.rotation is not None, frame.mask.p if frame.mask else 1.0
+    table = _table(QUANTIZERS[part.scheme](part.bits), part.floats, p, torch.float32 if turned else part.dtype)
     if part.stage == "ans":
         values = kernels.look_up(lossless.decode_ans(part.payload, part.bits, n), table).to(device)
     else:  # no name for the codes: they would stay in memory while the rotation is undone
