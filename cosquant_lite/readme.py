@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from cosquant_lite import reference, report, runs
+from cosquant_lite import gain, reference, report, runs
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 RESULTS = "<!-- results: written by `make readme` -->", "<!-- end of results -->"
@@ -14,6 +14,7 @@ FULL = "<!-- full: written by `make readme` -->", "<!-- end of full -->"
 BRATS = "<!-- brats: written by `make readme` -->", "<!-- end of brats -->"
 BRATS_FULL = "<!-- brats-full: written by `make readme` -->", "<!-- end of brats-full -->"
 CLAIMS = "<!-- claims: written by `make readme` -->", "<!-- end of claims -->"
+GAIN = "<!-- gain: written by `make readme` -->", "<!-- end of gain -->"
 ROUND = "<!-- round: written by `make readme` -->", "<!-- end of round -->"
 SHOWN = ("cosine 1, clip 1 %", "cosine 2, clip 1 %", "cosine 4, clip 1 %", "cosine 4, no clip", "cosine 8, no clip",
                  "cosine 2, clip 1 %, deflate", "cosine 2, clip 1 %, ans", "torch definition 4, clip 1 %", "hivemind uniform 8",
@@ -79,7 +80,7 @@ def with_tables(text: str) -> str:
         BRATS: reference.brats_table(),
         BRATS_FULL: reference.brats_table(reference.BRATS_FULL, "iid"),
     }
-    tables |= {SPEED: speed(), ROUND: one_round(), CLAIMS: claims()}
+    tables |= {GAIN: gain.table(), SPEED: speed(), ROUND: one_round(), CLAIMS: claims()}
     for (begin, end), content in tables.items():
         before, rest = text.split(begin)
         text = before + begin + "\n" + content + "\n" + end + rest.split(end)[1]
