@@ -162,17 +162,23 @@ def curvature(panels: dict[str, dict[str, tuple]], about: str = "at all three ro
         functions=(lambda p: 100 * (1 - np.sqrt(1 - np.clip(p, 0, 1) ** 2)), lambda f: np.sqrt(1 - (1 - f / 100) ** 2)),
     )
     finer.set(ylabel="edge step finer than centre step by, %", yscale="log")
-    fig.axes[0].annotate("2.58 / √n", (100, 0.12), fontsize=8, color="#555555")
+    fig.axes[0].annotate("2.58 / √n", (20, 0.1), fontsize=8, color="#555555")
     return fig
 
 
-def ratio_dots(rows: list[str], groups: dict[str, tuple[list[list[float]], dict]], xlabel: str) -> Figure:
-    """Ratios around 1, a row for each name: groups[label] = (a list of ratios for each row, look); later ones paler."""
-    fig, ax = plt.subplots(figsize=(7.2, 4))
+def ratio_dots(
+    rows: list[str], groups: dict[str, tuple[list[list[float]], str]], columns: list[str], xlabel: str
+) -> Figure:
+    """Ratios around 1, a row for each name: groups[label] = (for each row a ratio of each of `columns`, colour)."""
+    fig, ax = plt.subplots(figsize=(7.2, 5))
     ax.axvline(1, color=GREY, linewidth=1)
-    for label, (ratios, look) in groups.items():
-        for i, column in enumerate(zip(*ratios)):
-            ax.plot(column, range(len(rows)), linestyle="", alpha=1 - 0.35 * i, label=label if i == 0 else None, **look)
+    for shift, (label, (ratios, color)) in zip((-0.25, 0, 0.25), groups.items()):
+        ax.plot([], [], color=color, linestyle="-", linewidth=4, marker="", label=label)
+        for column, marker in zip(zip(*ratios), "os^"):
+            height = [row + shift for row in range(len(rows))]
+            ax.plot(column, height, linestyle="", color=color, marker=marker, markersize=5, alpha=0.8)
+    for column, marker in zip(columns, "os^"):
+        ax.plot([], [], color=GREY, linestyle="", marker=marker, label=column)
     ax.set(yticks=range(len(rows)), yticklabels=rows, xlabel=xlabel)
     ax.invert_yaxis()
     ax.legend()
