@@ -27,7 +27,7 @@ def _messages() -> tuple[str, ...]:
         f"{numbers[f'median_{name}_2bit']['value']:.{digits}f}"
         for name, digits in (("quantizer_uniform_cosine", 3), ("clip_0_001", 2), ("rounding_stochastic_nearest", 2))
     )
-    return "error of one message at 2 bits, median", "24 of links", f"times {curve}", f"times {clip} and {nearest}"
+    return "error of one message at 2 bits, median", "24 (of links)", f"times {curve}", f"times {clip} and {nearest}"
 
 
 def _searched() -> list[tuple[str, ...]]:
