@@ -32,7 +32,8 @@ figures: env     ## execute every notebook, write all figures and build/report.h
 test: env        ## style, unit tests, committed notebook outputs, and every notebook executed again
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest -n 3 --dist loadscope --no-loadscope-reorder tests --nbval-lax notebooks/0[01]_*.ipynb
+	$(RUN) -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m "not alone" tests --nbval-lax notebooks/0[01]_*.ipynb
+	$(RUN) -m pytest -m alone tests/test_flower_deployment.py
 
 fuzz: env        ## a million mutated frames against the decoder (about three minutes)
 	$(RUN) tests/fuzz_wire.py 1000000 1

@@ -1,11 +1,13 @@
 """Settings for all tests."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)  # the tests run in one process per core
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so do the processes that they start: threads that wait take cores
 LONG = ("test_notebooks.py", "test_flower_deployment.py", "test_course.py")  # minutes each, the longest first
 
 

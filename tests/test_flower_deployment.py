@@ -141,6 +141,7 @@ def test_a_node_killed_in_the_middle_of_a_round_does_not_stop_the_others(running
     assert 2 * 30_938 < up < 2 * 31_100, "two of three updates"
 
 
+@pytest.mark.alone
 def test_the_simulation_engine_runs_the_same_app(tmp_path):
     for attempt in range(3):  # Ray gives up if its agent takes 15 s to start, as on a busy machine (ray issue 65983)
         home = tmp_path / f"simulation{attempt}"

@@ -28,7 +28,7 @@ def two_runs(tmp_path_factory):
     only = [[], ["--only", ",".join(TWICE)]]
     processes = [subprocess.Popen([*command, str(out), *words], **options) for out, words in zip(outs, only)]
     for process in processes:
-        printed, _ = process.communicate(timeout=1800)
+        printed, _ = process.communicate(timeout=3600)
         assert process.returncode == 0, printed
     return outs
 
