@@ -60,14 +60,19 @@ def one_round() -> str:
 
 
 def claims() -> str:
-    """What the committed runs say about each claim of the paper."""
-    rows = ["| claim | source | here | evidence | runs in `results/` |", "|---|---|---|---|---|"]
+    """What the committed runs say about each claim of the paper: a word for each, and folded the evidence."""
+    short, whole = ["| claim | source | here |", "|---|---|---|"], []
     for claim in json.loads((runs.RESULTS / "claims.json").read_text("utf-8"))["claims"]:
         names = ", ".join(f"`{name}`" for name in claim["runs"])
-        rows.append(
-            f"| {claim['claim']} | {claim['source']} | **{claim['verdict']}** | {claim['evidence']} | {names} |"
-        )
-    return "\n".join(rows)
+        short.append(f"| {claim['claim']} | {claim['source']} | **{claim['verdict']}** |")
+        whole.append(f"**{claim['claim']}** *{claim['verdict']}.* {claim['evidence']} ({names})")
+    evidence = [
+        "<details>",
+        "<summary>The evidence, and the runs in results/ behind it</summary>",
+        *whole,
+        "</details>",
+    ]
+    return "\n".join(short) + "\n\n" + "\n\n".join(evidence)
 
 
 def with_tables(text: str) -> str:

@@ -48,14 +48,14 @@ def test_what_is_wrong_is_named(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_readme_and_notebook_06_say_what_was_measured():
+def test_the_page_of_results_and_notebook_06_say_what_was_measured():
     found = json.loads((ROOT / "results" / "jpeg-cost.json").read_text("utf-8"))
     assert found["source"].startswith("CIFAR-10, JPEG")
     assert [tuple(pair) for pair in found["original"]] == SCRIPT["ORIGINAL"]
     here, there = [curve[-1] for curve in found["accuracy"]], [accuracy for _, accuracy in found["original"]]
     error = (variance(here) / len(here) + variance(there) / len(there)) ** 0.5
     cost = f"{100 * (mean(there) - mean(here)):.1f} points (standard error {100 * error:.1f}"
-    for file in ("README.md", "notebooks/06_bidirectional_cifar10.ipynb"):
+    for file in ("results/README.md", "notebooks/06_bidirectional_cifar10.ipynb"):
         text = (ROOT / file).read_text("utf-8")
         assert cost in text, file
         assert f"{100 * mean(here):.1f} %" in text, file

@@ -78,12 +78,31 @@ def test_readme_tables_are_fresh():
     assert readme.with_tables(text) == text, "run `make readme`"
 
 
-def test_readme_names_every_notebook_and_only_files_that_exist():
+def test_readme_names_every_notebook():
     text = (ROOT / "README.md").read_text("utf-8")
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         assert f"notebooks/{notebook.name}" in text
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ["README.md", "results/README.md", "data/README.md"])
+def test_links_lead_to_files_and_headings_that_exist(page):
+    for target, _, heading in re.findall(r"\]\(([^)#]*)(#?)([^)]*)\)", (ROOT / page).read_text("utf-8")):
+        if not target.startswith("https://"):
+            file = (ROOT / page).parent / target if target else ROOT / page
+            assert file.exists(), target
+            assert not heading or heading in anchors(file), f"{target}#{heading}"
+
+
+def test_every_folder_and_file_of_results_is_explained():
+    text = (ROOT / "results" / "README.md").read_text("utf-8")
+    for entry in (ROOT / "results").iterdir():
+        assert f"]({entry.name})" in text or entry.name == "README.md", entry.name
 
 
 def test_make_targets_in_the_readme_exist():
