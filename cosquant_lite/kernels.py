@@ -62,7 +62,8 @@ def quantize_packed(
     if quantizer.rounding == "nearest" and len(kept) >= SMALL:
         packed = _nearest(kept.numpy(), quantizer, floats)
     else:
-        parts = [_packed(quantizer.codes(part, floats, generator), quantizer.bits) for part in kept.split(CHUNK)]
+        pieces = kept.split(CHUNK) if len(kept) > CHUNK else [kept]
+        parts = [_packed(quantizer.codes(piece, floats, generator), quantizer.bits) for piece in pieces]
         packed = torch.cat(parts) if len(parts) > 1 else parts[0]
     if quantizer.scale == "norm":
         return floats, packed
@@ -110,8 +111,7 @@ def statistics(x: Tensor, clip: float) -> tuple[float, float, float, float]:
     parts = _in_parts(lambda start, stop: _sums(values[start:stop], bits[start:stop], cut > 0 and not few), len(x))
     sums, lows, highs, counts = zip(*parts)
     squared = np.concatenate(sums).sum()
-    low = float(np.array(lows, np.int32).view(np.float32).min())
-    high = float(np.array(highs, np.int32).view(np.float32).max())
+    low, high = min(lows), max(highs)
     largest = max(-low, high)
     if cut and few:
         largest = float(np.partition(np.abs(values), len(values) - 1 - cut)[len(values) - 1 - cut])
@@ -210,9 +210,9 @@ def _nearest(values: np.ndarray, quantizer: Cosine | Uniform, floats: tuple[floa
         return torch.from_numpy(np.zeros_like(packed))
     edges = borders(quantizer, floats, values if n <= SORTED else None)
     scale = np.float32((CELLS - 1) / max(float(edges[-1]) - float(edges[0]), 4e-35))
-    cells = _cells(edges, edges[0], scale)
-    below = np.searchsorted(cells, np.arange(CELLS)).astype(np.uint8)
-    crowded = len(np.unique(cells)) < len(cells)
+    inside = np.bincount(_cells(edges, edges[0], scale), minlength=CELLS)
+    below = (inside.cumsum() - inside).astype(np.uint8)
+    crowded = inside.max() > 1
     edges = np.append(edges, np.float32(np.inf))
     flip = np.uint64(quantizer.levels - 1 if table[0] > table[-1] else 0)
 
@@ -304,7 +304,8 @@ def _sums(values, bits, count):
         if count:
             for word in block:
                 counts[np.uint32(word >> np.int32(16) & np.int32(0x7FFF))] += 1
-    return sums, _ordered(low), _ordered(high), counts
+    extremes = np.array([_ordered(low), _ordered(high)], np.int32).view(np.float32)
+    return sums, float(extremes[0]), float(extremes[1]), counts
 
 
 @_kernel

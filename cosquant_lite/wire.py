@@ -307,10 +307,12 @@ def _encode_tensor(
     p = mask.p if mask else 1.0
     if quantizer is not None and x.is_floating_point():
         floats, packed = kernels.quantize_packed(_turned(x, turn, index), quantizer, generator, keep)
-        table = _table(quantizer, floats, p, x.dtype if turn is None else torch.float32)
         if turn is not None:  # only the values themselves tell what becomes of them
+            table = _table(quantizer, floats, p, torch.float32)
             values = kernels.dequantize_packed(packed, table, quantizer.bits, x.numel())
             _turned_back(values, x.shape, turn, index, x.dtype)
+        elif p < 1 or x.dtype != torch.float32:
+            _table(quantizer, floats, p, x.dtype)  # may raise
         bits, n = quantizer.bits, x.numel() if keep is None else int(np.count_nonzero(keep.cpu().numpy()))
         how = struct.pack(f"<BB{len(floats)}f", SCHEMES.index(quantizer.scheme), bits, *floats)
     else:
@@ -368,6 +370,8 @@ def _turned_back(values: Tensor, shape: tuple, turn: tuple, index: int, dtype: t
 
 def _table(quantizer: ScalarQuantizer, floats: tuple[float, float], p: float, dtype: torch.dtype) -> Tensor:
     """What each code stands for at the receiver. ValueError if that is beyond the dtype."""
+    if p == 1 and dtype == torch.float32:  # as finite as the floats
+        return quantizer.table(floats)
     exact = quantizer.value(torch.arange(quantizer.levels, dtype=torch.float64, device="cpu"), floats) / p
     table = exact.float().to(dtype)
     if not table.isfinite().all():
