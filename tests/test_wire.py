@@ -233,6 +233,19 @@ def test_a_frame_that_lies_with_a_right_checksum(body, message):
         wire.decode(with_checksum(body))
 
 
+LARGEST = torch.finfo(torch.float32).max
+
+
+@pytest.mark.parametrize("scheme", [1, 2])
+@pytest.mark.parametrize("floats", [(LARGEST, LARGEST), (-LARGEST, LARGEST), (LARGEST, -LARGEST), (LARGEST, 0.0)])
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_floats_at_the_end_of_float32_decode_to_finite_values(scheme, floats, bits):
+    codes, count = bytes(range(256)) * bits, 8 * 256  # every code
+    part = b"\x01a\0" + bytes([scheme, bits]) + struct.pack("<2f", *floats) + b"\0\1"
+    blob = with_checksum(head() + part + wire._number(count) + wire._number(len(codes)) + codes)
+    assert wire.decode(blob)["a"].isfinite().all()
+
+
 def bomb() -> bytes:
     """A DEFLATE stream of 400 KB that says it is ten float32 and would expand to 400 MB."""
     coder = zlib.compressobj(wbits=-15)
