@@ -27,11 +27,15 @@ CASES = [
 
 def measured(dtype: str, quantizer: str, entropy: str, extra: str) -> int | None:
     """Bytes by which the process grows at most; None where the system does not tell."""
-    x = torch.randn(NBYTES // DTYPES[dtype].itemsize, generator=torch.Generator().manual_seed(0)).to(DTYPES[dtype])
-    draws = torch.Generator().manual_seed(0)
-    blob = wire.encode({"x": x}, QUANTIZERS[quantizer], entropy=entropy, generator=draws, **EXTRAS[extra])
-    peaks = [_peak_memory(lambda: wire.decode(blob)) for _ in range(2)]
-    return peaks[1]  # what the first call of its kind loads is not the decoder's
+
+    def frame(nbytes: int) -> bytes:
+        draws = torch.Generator().manual_seed(0)
+        x = torch.randn(nbytes // DTYPES[dtype].itemsize, generator=draws).to(DTYPES[dtype])
+        return wire.encode({"x": x}, QUANTIZERS[quantizer], entropy=entropy, generator=draws, **EXTRAS[extra])
+
+    small, large = frame(2**12), frame(NBYTES)
+    wire.decode(small)  # what the first call of its kind loads is not the decoder's
+    return _peak_memory(lambda: wire.decode(large))
 
 
 if __name__ == "__main__":
