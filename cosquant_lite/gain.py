@@ -27,7 +27,12 @@ def _messages() -> tuple[str, ...]:
         f"{numbers[f'median_{name}_2bit']['value']:.{digits}f}"
         for name, digits in (("quantizer_uniform_cosine", 3), ("clip_0_001", 2), ("rounding_stochastic_nearest", 2))
     )
-    return "error of one message at 2 bits, median", "24 (of links)", f"times {curve}", f"times {clip} and {nearest}"
+    return (
+        "error of one message at 2 bits, median",
+        "24 (of links)",
+        f"times {curve}",
+        f"times {clip} and {nearest}, each alone",
+    )
 
 
 def _searched() -> list[tuple[str, ...]]:
@@ -47,7 +52,7 @@ def _searched() -> list[tuple[str, ...]]:
     again = f"… three of these five links with steps 14 to 30 % shorter, tried after that ({_ahead(same)} before)"
     return [
         (where, str(len(nearest)), _spread(nearest), f"{clip[2.0]:.1f}"),
-        (again, str(len(shorter)), _spread(shorter), f"{clip[1.7]:.1f} and {clip[1.4]:.1f}"),
+        (again, str(len(shorter)), _spread(shorter), f"{clip[1.7]:.1f} and {clip[1.4]:.1f}, at two steps"),
         ("… searched steps, stochastic rounding or a rotation", str(len(noisy)), _spread(noisy), ""),
     ]
 
@@ -94,7 +99,7 @@ def _ahead(gains: list[float]) -> str:
 def _spread(gains: list[float]) -> str:
     """How often the cosine is ahead, and by how much."""
     kept = [gain for gain in gains if abs(gain) < LOST]
-    lost = ", one pair lost" * (len(kept) < len(gains))
+    lost = "".join(f", and {gain:.0f} where one run is lost" for gain in gains if abs(gain) >= LOST)
     return f"{_ahead(gains)}: median {np.median(gains):.1f}, {min(kept):.1f} to {max(kept):.1f}{lost}"
 
 
