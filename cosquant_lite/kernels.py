@@ -7,9 +7,10 @@ definition, a chunk at a time):
 1. the sum of squares, the extremes and, with a clip, the clipped maximum by counting: floats of one sign are ordered
    like the whole numbers that their bits spell, so a count of the upper 15 bits and then one of the lower 16 bits finds
    the k-th largest of any number of entries exactly;
-2. codes and packing at once. A code changes only at levels - 1 borders on the axis of x. The borders are found by
-   asking the definition, so nothing of its formula is written again here. A table over equal cells then tells for
-   each entry how many borders lie below its cell, and one or two comparisons do the rest.
+2. codes and packing at once. A code changes only at levels - 1 borders on the axis of x. The definition's own inverse
+   says where they are, and the definition decides where a float32 lies too near for that, so nothing of its formula is
+   written again here. A table over equal cells then tells for each entry how many borders lie below its cell, and one
+   or two comparisons do the rest.
 
 The result does not depend on the number of threads (`torch.get_num_threads()`). Given the same two floats, the codes
 are the definition's for every float32. The norm is summed in another order, so its float32 can differ by one unit if
@@ -33,12 +34,14 @@ from cosquant_lite.mask import take
 from cosquant_lite.packing import pack, packed_bytes, unpack
 from cosquant_lite.quantize import Cosine, ScalarQuantizer, Uniform
 
-SMALL = 2**15  # entries below which the definition makes codes as fast
+SMALL = 2**14  # entries below which the definition makes codes as fast
 PER_THREAD = 2**20  # entries; starting a thread for fewer costs more than it gives
 SORTED = 2**18  # entries up to which sorting in part is faster than counting
 CHUNK = 2**16  # entries summed by themselves, so that sums do not depend on the number of threads
 BLOCK = 1024  # entries that are looked at together, in the first cache
 CELLS = 4096  # of the table over the axis of x
+ROUNDING = 3e-14  # of the norm, or of the larger end: ten times as far as float64 is off about where a border lies
+SMALLEST = np.float32(2.0**-149)  # above 0
 
 
 def quantize_packed(
@@ -143,48 +146,43 @@ def _by_code(x: Tensor, packed: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 def borders(quantizer: Cosine | Uniform, floats: tuple[float, float], values: np.ndarray | None = None) -> np.ndarray:
     """The levels - 1 borders between codes on the axis of x, ascending: each the smallest float32 above one.
 
-    The inverse formula says where a border is, up to rounding; the definition then decides between the neighbours.
-    values: what will be compared with the borders, if it is known: it can spare a search.
+    The inverse formula says where a border is, up to rounding. The definition is asked only where a float32 lies so near
+    that rounding could matter, as 0 does at the border around it. values: what will be compared with the borders, if it
+    is known; where none of it lies near, any border does.
     """
-    table, between = (
-        quantizer.table(floats).numpy(),
-        torch.arange(quantizer.levels - 1, dtype=torch.float64, device="cpu") + 0.5,
-    )
-    falls = table[0] > table[-1]
+    at = quantizer.value(torch.arange(quantizer.levels - 1, dtype=torch.float64, device="cpu") + 0.5, floats).numpy()
+    off = ROUNDING * (floats[0] if quantizer.scheme == "cosine" else max(map(abs, floats)))
+    edges, below = _from(at), _from(at - off)
+    for i in np.flatnonzero(below <= at + off):
+        low, high = below[i], _from(at[i] + off)
 
-    def above(keys: np.ndarray, between: Tensor) -> np.ndarray:
-        """Whether the definition puts the float32 of each key above the border."""
-        codes = quantizer.codes(torch.from_numpy(_ordered.py_func(keys).view(np.float32)), floats)
-        return (codes < between if falls else codes > between).numpy()
+        def above(x: np.ndarray, between: float = i + 0.5) -> np.ndarray:
+            """Whether the definition puts each of these float32 above the border."""
+            codes = quantizer.codes(torch.from_numpy(x), floats).numpy()
+            return codes < between if quantizer.scheme == "cosine" else codes > between
 
-    at = quantizer.value(between, floats).numpy()
-    keys = _ordered.py_func(at.astype(np.float32).view(np.int32)) + np.arange(-2, 3, dtype=np.int32)[:, None]
-    beyond = above(keys, between)
-    first = keys[np.where(beyond.any(0), beyond.argmax(0), 4), np.arange(len(between))]
-    for i in np.flatnonzero(np.abs(at) < 1e-15 * abs(floats[0])):  # here float64 has no digit left to say where
-        first[i] = _near_zero(lambda keys, i=i: above(keys, between[i]), np.float32(1e-14 * abs(floats[0])), values)
-    return np.sort(_ordered.py_func(first).view(np.float32))
-
-
-def _near_zero(above: Callable[[np.ndarray], np.ndarray], near: np.float32, values: np.ndarray | None) -> int:
-    """The key of the border around 0. If no value but 0 itself is within `near` of 0, one of 0 and the next above does as
-    well as the exact one, and needs no search."""
-    if values is not None and not (values[np.abs(values) <= near]).any():
-        key = int(near.view(np.int32))
-        below, zero, beyond = above(np.array([~key, 0, key], np.int32))  # ~key: of -near
-        if beyond and not below:
-            return 0 if zero else 1
-    return _search(above)
+        near = values[(values >= low) & (values <= high)] if values is not None else None
+        if near is None or near.any():
+            edges[i] = _search(above, low, high)
+        elif len(near):  # zeros
+            edges[i] = 0 if above(near[:1]) else SMALLEST
+    return np.sort(edges)
 
 
-def _search(above: Callable[[np.ndarray], np.ndarray]) -> int:
-    """The smallest key of a finite float32 for which `above` holds; it holds for the largest one."""
-    low, high = -0x7F800000, 0x7F7FFFFF  # the keys of the most negative and the largest finite float32
+def _from(x: np.ndarray) -> np.ndarray:
+    """The smallest float32 not below each x."""
+    nearest = x.astype(np.float32)
+    return np.where(nearest < x, np.nextafter(nearest, np.float32(np.inf)), nearest)
+
+
+def _search(above: Callable[[np.ndarray], np.ndarray], low: np.float32, high: np.float32) -> np.float32:
+    """The smallest float32 from low on for which `above` holds; it holds for high."""
+    low, high = (int(_ordered.py_func(end.view(np.int32))) for end in (low, high))
     while high > low:
         keys = np.append(np.arange(low, high, (high - low) // 256 + 1), high).astype(np.int32)
-        i = int(above(keys).argmax())
+        i = int(above(_ordered.py_func(keys).view(np.float32)).argmax())
         low, high = int(keys[i - 1]) + 1 if i else low, int(keys[i])
-    return high
+    return _ordered.py_func(np.int32(high)).view(np.float32)
 
 
 def _is_fast(x) -> bool:

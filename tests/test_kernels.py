@@ -1,5 +1,7 @@
 """The fast path gives what the definition gives, whatever the input and the number of threads."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,24 @@ def test_codes_at_the_borders_are_those_of_the_definition(make, bits):
     exact = quantizer.codes(points, floats)
     assert len(exact.unique()) == quantizer.levels
     assert torch.equal(unpack(kernels._nearest(points.numpy(), quantizer, floats), bits, len(points)), exact)
+
+
+@pytest.mark.parametrize("norm", [1.0, 7.3e-5, 2e-36, 3e34])
+@pytest.mark.parametrize("largest", [1.0, 0.3, 1e-2, 1e-5, 3e-8])
+@pytest.mark.parametrize("bits", [1, 2, 3, 8])
+@pytest.mark.parametrize("make", [Cosine, Uniform])
+def test_borders_are_where_a_search_through_all_floats_finds_them(make, bits, largest, norm):
+    """Whatever the scale of the tensor, and however small a part of its norm the levels span."""
+    quantizer = make(bits)
+    floats = quantizer.side_info(norm, largest * norm, -2 * norm, 2 * norm)
+
+    def above(x: np.ndarray, between: float) -> np.ndarray:
+        codes = quantizer.codes(torch.from_numpy(x), floats).numpy()
+        return codes > between if make is Uniform else codes < between
+
+    ends = np.float32(-3e38), np.float32(3e38)
+    found = [kernels._search(partial(above, between=i + 0.5), *ends) for i in range(quantizer.levels - 1)]
+    assert np.array_equal(kernels.borders(quantizer, floats), np.sort(found))
 
 
 @pytest.mark.parametrize("quantizer", [Cosine(3, rounding="stochastic"), Uniform(4, rounding="stochastic")], ids=str)
