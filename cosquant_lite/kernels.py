@@ -8,8 +8,8 @@ definition, a chunk at a time):
    like the whole numbers that their bits spell, so a count of the upper 15 bits and then one of the lower 16 bits finds
    the k-th largest of any number of entries exactly;
 2. codes and packing at once. A code changes only at levels - 1 borders on the axis of x. The definition's own inverse
-   says where they are, and the definition decides where a float32 lies too near for that, so nothing of its formula is
-   written again here. A table over equal cells then tells for each entry how many borders lie below its cell, and one
+   says where they are, and the definition decides where a float32 lies within rounding of one, so nothing of its formula
+   is written again here. A table over equal cells then tells for each entry how many borders lie below its cell, and one
    or two comparisons do the rest.
 
 The result does not depend on the number of threads (`torch.get_num_threads()`). Given the same two floats, the codes
@@ -40,8 +40,7 @@ SORTED = 2**18  # entries up to which sorting in part is faster than counting
 CHUNK = 2**16  # entries summed by themselves, so that sums do not depend on the number of threads
 BLOCK = 1024  # entries that are looked at together, in the first cache
 CELLS = 4096  # of the table over the axis of x
-ROUNDING = 3e-14  # of the norm, or of the larger end: ten times as far as float64 is off about where a border lies
-SMALLEST = np.float32(2.0**-149)  # above 0
+ROUNDING = 3e-14  # of the norm, or of the larger end: more than ten times the largest error of a border in float64
 
 
 def quantize_packed(
@@ -146,37 +145,38 @@ def _by_code(x: Tensor, packed: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 def borders(quantizer: Cosine | Uniform, floats: tuple[float, float], values: np.ndarray | None = None) -> np.ndarray:
     """The levels - 1 borders between codes on the axis of x, ascending: each the smallest float32 above one.
 
-    The inverse formula says where a border is, up to rounding. The definition is asked only where a float32 lies so near
-    that rounding could matter, as 0 does at the border around it. values: what will be compared with the borders, if it
-    is known; where none of it lies near, any border does.
+    The inverse formula says where a border is, up to ROUNDING. Only where a float32 lies within that of it, as 0 does of
+    the middle border, is the definition asked. values: what will be compared with the borders, if it is known; where
+    none of it lies that near, the formula's border does.
     """
     at = quantizer.value(torch.arange(quantizer.levels - 1, dtype=torch.float64, device="cpu") + 0.5, floats).numpy()
-    off = ROUNDING * (floats[0] if quantizer.scheme == "cosine" else max(map(abs, floats)))
+    falls = quantizer.scheme == "cosine"  # code 0 is the largest value
+    off = ROUNDING * (floats[0] if falls else max(map(abs, floats)))
     edges, below = _from(at), _from(at - off)
     for i in np.flatnonzero(below <= at + off):
         low, high = below[i], _from(at[i] + off)
 
-        def above(x: np.ndarray, between: float = i + 0.5) -> np.ndarray:
+        def above(x: np.ndarray, i: int = i) -> np.ndarray:
             """Whether the definition puts each of these float32 above the border."""
             codes = quantizer.codes(torch.from_numpy(x), floats).numpy()
-            return codes < between if quantizer.scheme == "cosine" else codes > between
+            return codes <= i if falls else codes > i
 
         near = values[(values >= low) & (values <= high)] if values is not None else None
         if near is None or near.any():
             edges[i] = _search(above, low, high)
         elif len(near):  # zeros
-            edges[i] = 0 if above(near[:1]) else SMALLEST
+            edges[i] = low if above(near[:1]) else high
     return np.sort(edges)
 
 
 def _from(x: np.ndarray) -> np.ndarray:
     """The smallest float32 not below each x."""
-    nearest = x.astype(np.float32)
-    return np.where(nearest < x, np.nextafter(nearest, np.float32(np.inf)), nearest)
+    nearest = np.array(x, np.float32)
+    return np.nextafter(nearest, np.float32(np.inf), out=nearest, where=nearest < x)
 
 
 def _search(above: Callable[[np.ndarray], np.ndarray], low: np.float32, high: np.float32) -> np.float32:
-    """The smallest float32 from low on for which `above` holds; it holds for high."""
+    """The smallest float32 from low to high for which `above` holds. It must hold for high, which is not checked."""
     low, high = (int(_ordered.py_func(end.view(np.int32))) for end in (low, high))
     while high > low:
         keys = np.append(np.arange(low, high, (high - low) // 256 + 1), high).astype(np.int32)

@@ -85,6 +85,28 @@ def test_codes_at_the_borders_are_those_of_the_definition(make, bits):
     assert torch.equal(unpack(kernels._nearest(points.numpy(), quantizer, floats), bits, len(points)), exact)
 
 
+@pytest.mark.parametrize("quantizer", [Cosine(3), Uniform(3)], ids=str)
+def test_zeros_have_the_right_code_where_denormals_are_read_as_zero(quantizer):
+    x = INPUTS["sorted, half zeros"](torch.Generator().manual_seed(3))
+    exact = quantizer.quantize(x).codes
+    try:
+        torch.set_flush_denormal(True)
+        _, packed = kernels.quantize_packed(x, quantizer)
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(unpack(packed, quantizer.bits, len(x)), exact)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_largest_floats_and_the_next_ones_have_their_codes():
+    largest = torch.finfo(torch.float32).max
+    x = torch.tensor([largest, np.nextafter(np.float32(largest), np.float32(0))]).repeat(kernels.SMALL)
+    for bits in range(1, 9):
+        quantizer = Uniform(bits, clip=0, range="minmax")
+        _, packed = kernels.quantize_packed(x, quantizer)
+        assert torch.equal(unpack(packed, bits, len(x)), quantizer.quantize(x).codes)
+
+
 @pytest.mark.parametrize("norm", [1.0, 7.3e-5, 2e-36, 3e34])
 @pytest.mark.parametrize("largest", [1.0, 0.3, 1e-2, 1e-5, 3e-8])
 @pytest.mark.parametrize("bits", [1, 2, 3, 8])
