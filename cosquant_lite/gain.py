@@ -49,7 +49,7 @@ def _searched() -> list[tuple[str, ...]]:
     shorter = [gain for name, step in SHORTER for gain in gains(f"uniform-2{name}", f"cosine-2{name}", step)]
     clip = {step: np.mean(gains("uniform-2-noclip-stochastic", "uniform-2", step)) for step in (2.0, 1.7, 1.4)}
     where = "CIFAR-10, E = 1, 60 rounds, server steps from a short search: nearest rounding, no rotation"
-    again = f"… three of these five links with steps 14 to 30 % shorter, tried after that ({_ahead(same)} before)"
+    again = f"… three of these five links with server steps 14 to 30 % smaller, tried after that (at the searched ones {_ahead(same)})"
     return [
         (where, str(len(nearest)), _spread(nearest), f"{clip[2.0]:.1f}"),
         (again, str(len(shorter)), _spread(shorter), f"{clip[1.7]:.1f} and {clip[1.4]:.1f}, at two steps"),

@@ -50,7 +50,7 @@ def test_the_searched_and_the_shorter_steps():
     assert (count, said.split(":")[0]) == ("12", f"ahead in {sum(x > 0 for x in shorter)} of 12")
     assert said.endswith(f"{min(shorter):.1f} to {max(shorter):.1f}")
     before = pairs("plain -noclip -auto-mse", "ablation")
-    assert f"ahead in {sum(x > 0 for x in before)} of 9 before" in where
+    assert f"at the searched ones ahead in {sum(x > 0 for x in before)} of 9" in where
 
 
 def test_the_whole_run_by_windows():
