@@ -38,7 +38,7 @@ test: env        ## style, unit tests, committed notebook outputs, and every not
 fuzz: env        ## a million mutated frames against the decoder (about three minutes)
 	$(RUN) tests/fuzz_wire.py 1000000 1
 
-bench: env       ## speed, size and error of the codec, in build/bench
+bench: env       ## speed, size and error of the codec, and the time of a round, in build/bench
 	$(RUN) -m cosquant_lite bench --out build/bench
 
 format: env      ## format and lint the code and the notebooks
@@ -48,7 +48,7 @@ format: env      ## format and lint the code and the notebooks
 notebooks: env   ## run the notebooks in place: refreshes their committed outputs (quick, embedded)
 	$(RUN) -m jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/[0-9][0-9]_*.ipynb
 
-readme: env      ## rewrite the results table and the picture of README.md
+readme: env      ## rewrite the tables and the picture of README.md
 	$(RUN) -m cosquant_lite reproduce --data embedded --out build
 	$(RUN) -m cosquant_lite.readme
 	cp build/figures/03-ladder.png results/ladder.png

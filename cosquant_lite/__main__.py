@@ -84,7 +84,7 @@ def _reproduce(args: argparse.Namespace) -> int:
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Peers are measured if they are installed: pip install -r requirements-bench.txt"
+    parser.description = "Peers are measured if they are installed: pip install -e . -r requirements-bench.txt"
     parser.add_argument("--entries", type=int, default=2**24, help="how many float32 (default: 16777216)")
     parser.add_argument("--repeat", type=int, default=9, help="repetitions, of which the fastest counts (default: 9)")
     parser.add_argument("--out", type=Path, default="build/bench", help="where to write (default: build/bench)")
@@ -242,7 +242,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         ("verify", "check the embedded files and the imported ones against their checksums", _data_verify),
         (
             "capture",
-            "train on real CIFAR-10 and store the client updates that notebooks 00-04 use (15 to 30 minutes)",
+            "train on real CIFAR-10 and store the client updates that notebooks 00-04 and 08 use (15 to 30 minutes)",
             _data_capture,
         ),
     ):

@@ -4,7 +4,7 @@ A clip of 1 % cuts the largest entries of each tensor down to the next largest, 
 makes of the server's weights what the clients have, the difference lies in the entries that are cut. Other shares than 1 %
 say in how many of them.
 
-example: python examples/clip_only.py build/runs/cifar10-cosine_8-cosine_2-seed0-* --out results/two-networks/clip-only.json
+example: python examples/clip_only.py build/runs/cifar10-cosine_8-cosine_2-seed0-* --out build/clip-only.json
 """
 
 import argparse
