@@ -157,7 +157,8 @@ class Eden(Codebook):
     """Levels for a Gaussian, scaled to x. Meant for rotated tensors, whose entries are nearly that.
 
     scale: "unbiased", |x|^2 / <x, c>, or "mse", <x, c> / |c|^2, with c what the codes say; the names are the authors'
-    biased and unbiased variants.
+    biased and unbiased variants. Unbiased over uniformly random rotations, and nearly over those of `rotation.py`: see
+    `Cosine`.
     """
 
     bits: int = 1

@@ -93,8 +93,9 @@ def send_with_memory(
 ) -> tuple[Delivery, dict[str, Tensor]]:
     """`send` with error feedback: what the last message lost is added to this one (Seide et al. 2014).
 
-    What is lost stays bounded if a message never loses more than it holds, |x - x_hat| < |x| (Karimireddy et al. 2019):
-    `sign` never does, two bits and more with a clip mostly not, one bit of the cosine and a mask do.
+    What is lost stays bounded, for updates of bounded length, if a message always loses less than some fixed share
+    below 1 of what it holds, |x - x_hat|^2 <= (1 - d) |x|^2 (Karimireddy et al. 2019): `sign` does, two bits and more
+    with a clip mostly, one bit of the cosine and a mask do not.
     lost: what this function returned the last time, None at first. Returns the delivery and what it lost.
     """
     lost = lost or {}

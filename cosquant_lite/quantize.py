@@ -146,14 +146,15 @@ class Cosine(ScalarQuantizer):
 
     bits: 1 to 8; levels = 2**bits. There is no zero level, and code 0 is the largest positive value.
     clip: fraction in [0, 0.5) of the entries whose magnitude is cut. The floor(clip * n) largest |x| are set to the
-        next largest one, so a tensor with clip * n < 1 is not clipped, and one with fewer non-zero entries than that
+        next largest one, so a tensor with clip * n < 1 is not clipped, and one with no more non-zero entries than that
         decodes to zeros. 0 turns it off; 0.01 is the authors' default. The bound is a float32 near pi/2 when what
         the clip leaves is tiny beside the norm: at 1e-7 of it values are a quarter off, below 1.6e-8 they decode to zeros.
         "auto": the clip of the smallest error, for each tensor (`clipping.best`).
     rounding: "nearest" (the authors' default), or "stochastic", which is unbiased in the angle, not in the value.
     scale: "norm" is the paper. "mse" and "unbiased" transmit another float in place of the norm, see
         `ScalarQuantizer.rescaled`; the receiver does not know the difference. "unbiased" is EDEN's scale (Vargaftik et
-        al., ICML 2022); its mean over random rotations is x.
+        al., ICML 2022); its mean over uniformly random rotations is x. Over those of `rotation.py` it nearly is in a long
+        tensor that no few entries dominate; two entries among zeros keep a bias.
     An exact zero lies half-way between two levels; with nearest rounding all zeros go to the same one of the two.
     Transmitted: (norm, bound). Source of the formulas: the authors' published routine in ProgFed (ICML 2022).
     """
