@@ -7,14 +7,12 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from cosquant_lite import __version__
+from cosquant_lite import __version__, runs
 from cosquant_lite.datasets import DATASETS
 
 # no shortened options: a result keeps its command without `--out` and the like, which it knows by their full names
 PARSER = partial(argparse.ArgumentParser, allow_abbrev=False)
-RUN_EXAMPLE = (
-    "example: python -m cosquant_lite run --data real --rounds 3 --down cosine:8,clip=0 --up cosine:2,clip=0.01"
-)
+RUN_EXAMPLE = "example: python -m cosquant_lite run --rounds 3 --down cosine:8,clip=0 --up cosine:2,clip=0.01"
 DATA_EXAMPLE = "example: python -m cosquant_lite data import cifar10 ~/Downloads/cifar-10-python.tar.gz"
 PREPARE = "Crops each case to the brain and resamples it; needs memory for one case at a time."
 PREPARE_EXAMPLE = "example: python -m cosquant_lite data prepare brats ~/MICCAI_BraTS_2018 --size 96"
@@ -26,14 +24,7 @@ REPRODUCE_EXAMPLE = "example: python -m cosquant_lite reproduce --only 02,03 --o
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status. Expected failures are one line on stderr, not a traceback."""
     args = _parser(argv).parse_args(argv)
-    try:
-        return args.command(args) or 0
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+    return runs.exit_status(lambda: args.command(args))
 
 
 def _parser(argv: list[str] | None) -> argparse.ArgumentParser:
@@ -102,8 +93,12 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
 def _bench(args: argparse.Namespace) -> None:
     from cosquant_lite.bench import bench
-    from cosquant_lite.bench_round import bench_round
+    from cosquant_lite.bench_round import bench_round, check_round
 
+    for name in ("codec", "round", "scale") if args.only is None else (args.only,):  # an error before the measurement
+        runs.check_writable(args.out / {"codec": "bench.json"}.get(name, f"{name}.json"))
+    if args.only in (None, "round"):
+        check_round(args.repeat, args.flower, args.device, args.profile)
     if args.only in (None, "codec"):
         bench(args.entries, args.repeat, args.out)
     if args.only in (None, "round"):
@@ -197,7 +192,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from cosquant_lite import runs, store
+    from cosquant_lite import store
     from cosquant_lite.datasets import load_data
     from cosquant_lite.federated import FedConfig
 
@@ -211,17 +206,26 @@ def _run(args: argparse.Namespace) -> None:
 
     if args.out:
         runs.check_writable(args.out)  # an error before the training, not after it
-    records = []
+    stored, records, total = store.done(folder), [], 0
+
+    def write() -> None:
+        about = store.read_about(folder)  # says who made these rounds: an earlier session, perhaps
+        runs.write_json(args.out, {"rounds": records, "command": runs.command_line(), **about})
+
     with tqdm(total=config.rounds, unit="round", disable=not sys.stderr.isatty()) as progress:
-        for record in store.resume(folder, config, data, args.workers, args.device):
-            records.append(record)
-            if args.out:
-                about = store.read_about(folder)  # says who made these rounds: an earlier session, perhaps
-                runs.write_json(args.out, {"rounds": records, "command": runs.command_line(), **about})
-            progress.write(_line(record))
-            progress.set_postfix_str(f"{sum(r['bytes_down'] + r['bytes_up'] for r in records) / 1e6:,.1f} MB")
-            progress.update()
-    total = sum(record["bytes_down"] + record["bytes_up"] for record in records)
+        try:
+            for record in store.resume(folder, config, data, args.workers, args.device):
+                records.append(record)
+                if args.out and record["round"] >= stored:
+                    write()
+                progress.write(_line(record))
+                total += record["bytes_down"] + record["bytes_up"]
+                progress.set_postfix_str(f"{total / 1e6:,.1f} MB")
+                progress.update()
+        except FloatingPointError:
+            if args.out and records:
+                write()  # it says now that the run diverged
+            raise
     print(f"sum: {total:,} bytes both ways")
 
 

@@ -10,7 +10,7 @@ Twelve rounds can take a step for the best that is too long for sixty: --step ru
 """
 
 import argparse
-import json
+import itertools
 import math
 import sys
 from dataclasses import asdict
@@ -93,8 +93,8 @@ def steps(cells: list[str], data: Images, root: Path, out: Path, device: str) ->
     """The server step of each cell; steps.json keeps what is found, and cells that are in it are not searched again."""
     file = out / "steps.json"
     about = {"grid": list(STEPS), "run": RUN, "search": SEARCH}
-    kept = json.loads(file.read_text("utf-8")) if file.exists() else {**about, "cells": {}}
-    if {key: kept.get(key) for key in about} != about:
+    kept = runs.read_json(file) if file.exists() else {**about, "cells": {}}
+    if not isinstance(kept, dict) or {key: kept.get(key) for key in about} != about:
         raise ValueError(f"{file} is of another search; take another --out")
     for cell in cells:
         if cell not in kept["cells"]:
@@ -104,11 +104,6 @@ def steps(cells: list[str], data: Images, root: Path, out: Path, device: str) ->
                 f"{cell}: server step {kept['cells'][cell]['step']}, losses {kept['cells'][cell]['losses']}", flush=True
             )
     return {cell: kept["cells"][cell]["step"] for cell in cells}
-
-
-def finished(file: Path, settings: FedConfig) -> bool:
-    """Whether this is the result of a run with these settings, so that it need not be run again on another machine."""
-    return file.exists() and json.loads(file.read_text("utf-8"))["config"] == asdict(settings)
 
 
 def pairs(option: str, before: str, after: str) -> list[tuple[str, str]]:
@@ -186,28 +181,28 @@ def main(argv: list[str] | None = None) -> int:
         "--step", type=float, help="a server step for all instead of the searched ones; into OUT/step-STEP"
     )
     parser.add_argument("--runs", type=Path, default="build/runs", help="where runs are kept (default: build/runs)")
-    parser.add_argument("--out", type=Path, default="build/results/ablation", help="where results go")
+    parser.add_argument(
+        "--out", type=Path, default="build/results/ablation", help="where results go (default: build/results/ablation)"
+    )
     parser.add_argument("--device", default="cpu", help="where clients train: cpu or cuda (default: cpu)")
     args = parser.parse_args(argv)
-    try:
-        cells, seeds = args.only.split(","), experiments.seeds(args.seeds)
-        for cell in cells:
-            configuration(cell)
-        data = load_data("cifar10", RUN["data"])
-        runs.check_writable(args.out / "steps.json")  # an error before the training, not after it
-        if args.step is None:
-            chosen, out = steps(cells, data, args.runs, args.out, args.device), args.out
-        else:
-            chosen, out = dict.fromkeys(cells, args.step), args.out / f"step-{args.step:g}"
-        for seed in seeds:
-            for cell in cells:
-                settings = configuration(cell, server_lr=chosen[cell], seed=seed)
-                if not finished(out / experiments.file_name(cell, settings.split, seed), settings):
-                    experiments.run_and_write(cell, settings, data, args.runs, out, args.device)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return runs.exit_status(lambda: _study(args), "interrupted: the same command goes on")
+
+
+def _study(args: argparse.Namespace) -> None:
+    cells, seeds = args.only.split(","), experiments.seeds(args.seeds)
+    for cell, seed in itertools.product(cells, seeds):  # an error before the training, not after it
+        configuration(cell, seed=seed)
+    data = load_data("cifar10", RUN["data"])
+    runs.check_writable(args.out / "steps.json")
+    if args.step is None:
+        chosen, out = steps(cells, data, args.runs, args.out, args.device), args.out
+    else:
+        chosen, out = dict.fromkeys(cells, args.step), args.out / f"step-{args.step:g}"
+    for seed, cell in itertools.product(seeds, cells):
+        settings = configuration(cell, server_lr=chosen[cell], seed=seed)
+        if not experiments.finished(out / experiments.file_name(cell, settings.split, seed), settings):
+            experiments.run_and_write(cell, settings, data, args.runs, out, args.device)
 
 
 if __name__ == "__main__":

@@ -45,14 +45,7 @@ def bench_round(
 
     device: where clients train. profile: whose local training, "reference" or "full".
     """
-    runs.check_choice("profile", profile, ("reference", "full"))
-    if repeat < 1:
-        raise ValueError(f"repeat must be at least 1, got {repeat}")
-    usable(device)
-    if flower and not flower.is_file():
-        raise ValueError(f"no such file: {flower}")
-    if flower and (profile, device) != ("reference", "cpu"):
-        raise ValueError(f"flower does the work of profile 'reference' on 'cpu', not of {profile!r} on {device!r}")
+    check_round(repeat, flower, device, profile)
     images, settings = (
         _images(50_000),
         {**PROFILES["cifar10"][profile], "rounds": repeat + 2, "evaluate_every": repeat + 9},
@@ -81,6 +74,18 @@ def bench_round(
     result = {**about, "command": runs.command_line(), **runs.provenance(), "rows": rows}
     runs.write_json(out / "round.json", result)
     return result
+
+
+def check_round(repeat: int, flower: Path | None, device: str, profile: str) -> None:
+    """ValueError if `bench_round` cannot be called like this."""
+    runs.check_choice("profile", profile, ("reference", "full"))
+    if repeat < 1:
+        raise ValueError(f"repeat must be at least 1, got {repeat}")
+    usable(device)
+    if flower and not flower.is_file():
+        raise ValueError(f"no such file: {flower}")
+    if flower and (profile, device) != ("reference", "cpu"):
+        raise ValueError(f"flower does the work of profile 'reference' on 'cpu', not of {profile!r} on {device!r}")
 
 
 def _images(n: int) -> Images:

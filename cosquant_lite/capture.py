@@ -1,4 +1,4 @@
-"""Capture real client updates from a real run: the input of notebooks 01 to 04."""
+"""Capture real client updates from a real run: the input of notebooks 00 to 04 and 08."""
 
 import io
 from dataclasses import asdict

@@ -5,7 +5,7 @@ Finished and diverged ones are only read, interrupted ones go on; each result is
 """
 
 import argparse
-import json
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from cosquant_lite import runs, store
 from cosquant_lite.datasets import DATASETS, Images, Volumes, load_data
-from cosquant_lite.federated import RECORD, FedConfig
+from cosquant_lite.federated import RECORD, FedConfig, deal
 from cosquant_lite.models import MODELS
 from cosquant_lite.task import METRICS
 
@@ -106,7 +106,7 @@ def names(dataset: str) -> list[str]:
 
 def result(name: str, folder: Path, records: list[dict], diverged: str | None) -> dict:
     """What is committed of a run: its config.json, and one list a column; diverged: why there are no more rounds."""
-    about = json.loads((folder / "config.json").read_text("utf-8"))
+    about = store.read_about(folder)
     keys = ("round", *METRICS[about["config"]["dataset"]], "received", *RECORD)
     columns = {key: [record.get(key) for record in records] for key in keys}  # received: from 26 November 2026 on
     return {"name": name, **about, "diverged": diverged, "rounds": columns}
@@ -128,6 +128,21 @@ def finish(
     except FloatingPointError as error:
         return records, f"round {len(records) + 1}: {error}"
     return records, None
+
+
+def finished(file: Path, settings: FedConfig) -> bool:
+    """Whether this is the result of a run with these settings. ValueError if it is that of another run."""
+    if not file.exists():
+        return False
+    try:
+        same = (
+            FedConfig(**runs.read_key(file, "config")) == settings
+        )  # an option that is newer than the file: its default
+    except TypeError:
+        same = False
+    if not same:
+        raise ValueError(f"{file} holds another run; move it away, or take another --out")
+    return True
 
 
 def run_and_write(name: str, settings: FedConfig, data: Images | Volumes, root: Path, out: Path, device: str) -> None:
@@ -162,24 +177,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="where results go (default: build/results/DATASET-PROFILE)")
     parser.add_argument("--device", default="cpu", help="where clients train: cpu or cuda (default: cpu)")
     args = parser.parse_args(argv)
-    try:
-        only = args.only.split(",") if args.only is not None else names(args.dataset)
-        wanted = [(name, seed) for seed in seeds(args.seeds) for name in only]
-        others = {"split": args.split} if args.split else {}
-        plan = [(name, config(name, args.profile, seed, args.dataset, **others)) for name, seed in wanted]
-        data = load_data(args.dataset, plan[0][1].data)  # the profile's, for all
-        out = args.out or Path("build/results") / f"{args.dataset}-{args.profile}"
-        for name, settings in plan:  # an error before the training, not after it
-            runs.check_writable(out / file_name(name, settings.split, settings.seed))
-        for name, settings in plan:
-            run_and_write(name, settings, data, args.runs, out, args.device)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    return runs.exit_status(lambda: _run_all(args), "interrupted: the same command goes on")
+
+
+def _run_all(args: argparse.Namespace) -> None:
+    only = args.only.split(",") if args.only is not None else names(args.dataset)
+    plan = []
+    for seed, name in itertools.product(seeds(args.seeds), only):
+        split = {} if args.split is None or name == "central" else {"split": args.split}  # one client has all there is
+        plan.append((name, config(name, args.profile, seed, args.dataset, **split)))
+    data = load_data(args.dataset, plan[0][1].data)  # the profile's, for all
+    out = args.out or Path("build/results") / f"{args.dataset}-{args.profile}"
+    for name, settings in plan:  # an error before the training, not after it
+        deal(settings, data)
+        file = out / file_name(name, settings.split, settings.seed)
+        runs.check_writable(file)
+        finished(file, settings)
+    for name, settings in plan:
+        run_and_write(name, settings, data, args.runs, out, args.device)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from cosquant_lite.streams import generator
 from cosquant_lite.task import METRICS, Task
 from cosquant_lite.training import LocalSGD, Pool, State, train_client
 
+HUGE = 1e30  # no trained network has such weights; float32 ends at 3e38
 CHOICES = {
     "dataset": DATASETS,
     "data": DATA_CHOICES,
@@ -163,7 +164,8 @@ def run(config: FedConfig, workers: int = 0, device: str = "cpu") -> History:
         raise TypeError(f"expected a FedConfig, got {type(config).__name__}")
     data = load_data(config.dataset, config.data)
     records = [finished.record for finished in rounds(config, data, workers=workers, device=device)]
-    return History(records, {"config": asdict(config), **about(data), **runs.provenance()})
+    about_run = {"config": asdict(config), **about(data), "device": device_name(device)}
+    return History(records, {**about_run, **runs.provenance()})
 
 
 def rounds(
@@ -197,16 +199,23 @@ def rounds(
 
 def make_task(config: FedConfig, data: Images | Volumes, device: torch.device) -> Task:
     """What the data set is for, divided among the clients."""
-    draws = generator(config.seed, "split")
+    parts = deal(config, data)
     if config.dataset == "brats":
         from cosquant_lite import segmentation  # MONAI takes seconds to import, and images do not need it
 
-        sites = [brats.site(name) for name in data.train_cases]
-        parts = partition.split(config.split, torch.arange(len(sites)), config.clients, draws, sites)
         return segmentation.task(config, data, parts, device)
     from cosquant_lite import classification
 
-    return classification.task(config, data, partition.split(config.split, data.train_y, config.clients, draws), device)
+    return classification.task(config, data, parts, device)
+
+
+def deal(config: FedConfig, data: Images | Volumes) -> list[Tensor]:
+    """Which samples each client holds. ValueError if the data cannot be dealt out like this."""
+    draws = generator(config.seed, "split")
+    if config.dataset == "brats":
+        sites = [brats.site(name) for name in data.train_cases]
+        return partition.split(config.split, torch.arange(len(sites)), config.clients, draws, sites)
+    return partition.split(config.split, data.train_y, config.clients, draws)
 
 
 def _round(config: FedConfig, task: Task, pool: Pool, progress: Progress, together: bool) -> Round:
@@ -296,11 +305,13 @@ def check_finite(state: State, lr: float) -> None:
 
 
 @contextmanager
-def _too_large_is_divergence(lr: float) -> Iterator[None]:
+def _too_large_is_divergence(state: State, lr: float) -> Iterator[None]:
     """Finite weights that a link cannot send, as their norm is beyond float32, are no bad input: training has diverged."""
     try:
         yield
     except ValueError as error:
+        if max(float(x.abs().max()) for x in state.values() if x.numel()) < HUGE:
+            raise  # it is the link
         raise FloatingPointError(f"{error}: the training diverged at lr={lr}; try a smaller lr") from None
 
 
@@ -313,7 +324,7 @@ def usable(device: str) -> torch.device:
     try:
         probe = torch.zeros(1, device=device)
         probe.item()  # "meta" has no data
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+    except (RuntimeError, AssertionError, ImportError) as error:  # AssertionError: a torch without CUDA
         why = str(error).splitlines()[0].split(". ")[0]
         raise ValueError(f"device {device!r} cannot be used here: {why}; 'cpu' always can, 'cuda' with a GPU") from None
     if probe.is_cuda:
@@ -348,7 +359,7 @@ def _broadcast(config: FedConfig, progress: Progress, number: int) -> tuple[Stat
         held = progress.held
         weights = {name: x - held[name] for name, x in weights.items()}
     lost = progress.lost_down
-    with _too_large_is_divergence(learning_rate(config, number)):
+    with _too_large_is_divergence(weights, learning_rate(config, number)):
         if config.down_feedback:
             delivery, lost = send_with_memory(weights, lost, link, coins)
         else:
@@ -374,7 +385,7 @@ def _uploads(
         update = {name: w - after[name].cpu() for name, w in origin.items()}
         check_finite(update, learning_rate(config, number))
         coins, lost = generator(config.seed, "up", number, client), None
-        with _too_large_is_divergence(learning_rate(config, number)):
+        with _too_large_is_divergence(update, learning_rate(config, number)):
             if config.up_feedback:
                 delivery, lost = send_with_memory(update, progress.lost_up.get(client), link, coins)
             else:
@@ -400,6 +411,6 @@ def _as_type(kind: type, name: str, value):
         if kind is float and isinstance(value, str):
             raise TypeError
         return operator.index(value) if kind is int else kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         wanted = {int: "a whole number", bool: "True or False"}.get(kind, kind.__name__)
         raise ValueError(f"{name} must be {wanted}, got {value!r}") from None

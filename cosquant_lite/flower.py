@@ -41,7 +41,7 @@ State = dict[str, Tensor]
 class Compressed(Strategy):
     """A strategy whose messages are compressed. down, up: links, as for `FedConfig`; up_feedback: each node adds what the
     up link lost to its next message; seed: of stochastic rounding, masks and rotations; after: rounds that an earlier run
-    has done, if this one goes on from its weights.
+    has done, if this one goes on from its weights (what a node remembers for up_feedback ends with the run).
 
     Adds to the training metrics, for training messages of this round: nodes, their ids; frame-bytes-down and -up, the
     frames; bytes-down and bytes-up, all records as Flower counts them; node-bytes-down and -up, of each node; refused,
@@ -58,8 +58,11 @@ class Compressed(Strategy):
         self.strategy, self.down, self.up = strategy, parse_link(down), up
         if parse_link(up).mask < 1 and up_feedback:
             raise ValueError("up_feedback does not go with a mask: what a masked message lost grows without end")
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-            raise ValueError(f"seed must be a whole number of at least 0 and below 2**63, got {seed!r}")
+        if not isinstance(up_feedback, bool):
+            raise ValueError(f"up_feedback must be True or False, got {up_feedback!r}")
+        for name, value in (("seed", seed), ("after", after)):
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+                raise ValueError(f"{name} must be a whole number of at least 0 and below 2**63, got {value!r}")
         self.feedback, self.seed, self.after = up_feedback, seed, after
         self._sent: dict[int, dict[str, State]] = {}  # of each node: a strategy may send them different weights
         self._metrics: dict = {}
@@ -190,21 +193,35 @@ def compressed(message: Message, context: Context, call_next: ClientAppCallable)
         coins = generator(settings["seed"], "up", settings["round"], client)
         for key in [key for key in received if key in reply.content.array_records]:
             trained = _state(reply.content[key])
+            _check_same(key, trained, received[key])
             update = {name: _difference(x, trained[name]) for name, x in received[key].items()}
             reply.content[key] = _uplink(update, key, settings, coins, context)
     return reply
 
 
+def _check_same(key: str, answer: State, sent: State) -> None:
+    """ValueError if the client app answers with other tensors than it was sent, of which there is no update."""
+    theirs, ours = ({name: tuple(x.shape) for name, x in state.items()} for state in (answer, sent))
+    for name in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(name) != ours.get(name):
+            raise ValueError(
+                f"{key!r}: the client app must answer with the tensors that it was sent; {name!r} had the shape "
+                f"{ours.get(name, 'of none that was sent')}, the answer {theirs.get(name, 'lacks it')}"
+            )
+
+
 def _uplink(update: State, key: str, settings: ConfigRecord, coins: torch.Generator, context: Context) -> ArrayRecord:
-    """The frame of an update; with feedback, what it loses stays in the node's state."""
-    link, memory = parse_link(settings["up"]), f"{SETTINGS}-lost-{key}"
+    """The frame of an update; with feedback, what it loses stays in the node's state, with the round."""
+    link, memory, when = parse_link(settings["up"]), f"{SETTINGS}-lost-{key}", f"{SETTINGS}-round-{key}"
     if not settings["feedback"]:
         return _frame(update, link, coins)
-    lost = _state(context.state[memory]) if memory in context.state else {}
+    earlier = when in context.state and context.state[when]["round"] < settings["round"]  # or it is another run's
+    lost = _state(context.state[memory]) if earlier else {}
     wanted = {name: x + lost[name] if name in lost else x for name, x in update.items()}
     record = _frame(wanted, link, coins)
     arrived = decode(record[STYPE].data, limit=_limit(wanted))
     context.state[memory] = _record({name: x - arrived[name] for name, x in wanted.items() if x.is_floating_point()})
+    context.state[when] = ConfigRecord({"round": settings["round"]})
     return record
 
 

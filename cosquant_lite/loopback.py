@@ -5,6 +5,7 @@ All that nodes and SuperLink say to each other is counted on its way: `Deploymen
 """
 
 import ipaddress
+import json
 import os
 import signal
 import socket
@@ -140,15 +141,14 @@ def _answers(port: int) -> bool:
 
 
 def _toml(value) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value).lower()
+    return json.dumps(str(value)) if isinstance(value, (str, Path)) else str(value).lower()
 
 
 def _write_key(path: Path) -> None:
     """A key pair as `ssh-keygen -t ecdsa -b 384` makes it, which is what Flower reads."""
     key = ec.generate_private_key(ec.SECP384R1())
     ssh, none = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    path.write_bytes(key.private_bytes(serialization.Encoding.PEM, ssh, none))
-    path.chmod(0o600)
+    _write_private(path, key.private_bytes(serialization.Encoding.PEM, ssh, none))
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     path.with_name(f"{path.name}.pub").write_bytes(public + b"\n")
 
@@ -159,7 +159,13 @@ def _write_certificates(home: Path) -> None:
     home.joinpath("ca.pem").write_bytes(_certificate("cosquant-lite loopback CA", authority, authority, ca=True))
     home.joinpath("server.pem").write_bytes(_certificate("cosquant-lite loopback CA", authority, server, ca=False))
     plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    home.joinpath("server.key").write_bytes(server.private_bytes(serialization.Encoding.PEM, *plain))
+    _write_private(home / "server.key", server.private_bytes(serialization.Encoding.PEM, *plain))
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    """A file that nobody else can read, not even while it is written."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)
 
 
 def _certificate(issuer: str, issuer_key, key, ca: bool) -> bytes:

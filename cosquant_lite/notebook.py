@@ -20,7 +20,7 @@ BY_HAND = Path(__file__).resolve().parents[1] / "build" / "interactive"
 def start(name: str, profile: str, seed: int, data: str, out: str, uses: str = "update") -> "Run":
     """Begin a notebook: check its parameters, set the plot style, say what will be used.
 
-    uses: "update" (a captured client update) or "cifar10": what `data` chooses between real and embedded.
+    uses: "update" (a captured client update), "cifar10" or "brats": what `data` chooses between real and embedded.
     ValueError or FileNotFoundError for a parameter that cannot be met.
     """
     runs.check_choice("profile", profile, runs.PROFILES)

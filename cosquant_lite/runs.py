@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -47,7 +48,10 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder")
     probe = path.with_name(f".{path.name}.{os.getpid()}.writable")
-    write_atomic(probe, "")
+    try:
+        write_atomic(probe, "")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # and not the name of the probe
     probe.unlink()
 
 
@@ -91,6 +95,26 @@ def read_json(path: Path):
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def read_key(path: Path, key: str):
+    """One entry of a JSON file. ValueError names a file that is damaged or lacks it; OSError if it cannot be read."""
+    content = read_json(path)
+    if not isinstance(content, dict) or key not in content:
+        raise ValueError(f"{path} is damaged: it has no {key!r}")
+    return content[key]
+
+
+def exit_status(command: Callable[[], int | None], interrupted: str = "interrupted") -> int:
+    """What a command line returns: expected failures are one line on stderr and 2, not a traceback; Ctrl-C is 130."""
+    try:
+        return command() or 0
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}", file=sys.stderr)
+        return 130
 
 
 def _commit() -> str:

@@ -1,8 +1,8 @@
 """Runs that survive: one directory a run, named by its configuration, that can be killed at any moment and goes on.
 
-    config.json      the configuration, what its data are, and the provenance of every session that finished a round
+    config.json      the configuration, what its data are, and the provenance of every session that finished a round or diverged
     rounds.jsonl     one line a finished round
-    checkpoint.pt    what the next round needs (federated.Progress), written after each round
+    checkpoint.pt    what the next round needs (federated.Progress), and the configuration; written after each round
     lock             held while a process works here; the system lets go of it when the process dies
 
 A directory copied to another machine goes on there.
@@ -48,7 +48,7 @@ def resume(
         raise OSError(f"another process is working on {folder}; wait for it, or stop it") from None
     try:
         about = _about(folder, config, data)
-        records, progress = _load(folder)
+        records, progress = _load(folder, config)
         yield from records
         if about["diverged"]:
             raise FloatingPointError(about["diverged"])
@@ -60,7 +60,7 @@ def resume(
             if finished.record["round"] == len(records) + 1:  # not earlier: a session may end before its first round
                 runs.write_json(folder / "config.json", about)
             _append(folder / "rounds.jsonl", finished.record)
-            _save(folder / "checkpoint.pt", finished.progress)
+            _save(folder / "checkpoint.pt", finished.progress, config)
             yield finished.record
     except FloatingPointError as error:
         runs.write_json(folder / "config.json", {**about, "diverged": str(error)})
@@ -69,32 +69,46 @@ def resume(
         lock.release()
 
 
-def _load(folder: Path) -> tuple[list[dict], Progress | None]:
+def done(folder: Path) -> int:
+    """How many rounds are stored. OSError names a checkpoint that is damaged."""
+    progress = read_checkpoint(folder / "checkpoint.pt")
+    return progress.number if progress else 0
+
+
+def _load(folder: Path, config: FedConfig) -> tuple[list[dict], Progress | None]:
     """What was finished: a line is written before its checkpoint, so the last one may have none and is dropped."""
     lines = folder / "rounds.jsonl"
-    progress = read_checkpoint(folder / "checkpoint.pt")
+    progress = read_checkpoint(folder / "checkpoint.pt", config)
     done = progress.number if progress else 0
-    stored = lines.read_bytes().splitlines(keepends=True) if lines.exists() else []
+    content = lines.read_bytes() if lines.exists() else b""
+    stored = content.splitlines()
     if len(stored) < done or (progress is None and len(stored) > 1):
         raise OSError(
             f"{lines} has {len(stored)} rounds, and checkpoint.pt is that of round {done}: one of the two is "
             f"missing or not from this run; put it back, or remove {folder} to begin again"
         )
-    records = [_record(line, f"line {number} of {lines}") for number, line in enumerate(stored[:done], 1)]
-    if len(stored) > done:
-        runs.write_atomic(lines, b"".join(stored[:done]))
+    records = [_record(line, number, lines) for number, line in enumerate(stored[:done], 1)]
+    whole = b"".join(line + b"\n" for line in stored[:done])
+    if whole != content:  # or an editor has left the last line without its end
+        runs.write_atomic(lines, whole)
     return records, progress
 
 
-def _record(line: bytes, where: str) -> dict:
+def _record(line: bytes, number: int, file: Path) -> dict:
+    """The record of round `number`, which is its line's number, too."""
     try:
-        return json.loads(line)
+        record = json.loads(line)
+        if not isinstance(record, dict) or record.get("round") != number:
+            raise ValueError(f"it is not the record of round {number}")
     except ValueError as error:
-        raise OSError(f"{where} is damaged: {error}; put it back, or remove the folder to begin again") from None
+        raise OSError(
+            f"line {number} of {file} is damaged: {error}; put it back, or remove the folder to begin again"
+        ) from None
+    return record
 
 
-def read_checkpoint(file: Path) -> Progress | None:
-    """Where a run stands; None if there is no such file. OSError names one that is damaged."""
+def read_checkpoint(file: Path, config: FedConfig | None = None) -> Progress | None:
+    """Where a run stands; None if there is no such file. OSError names one that is damaged, or of another run than config."""
     if not file.exists():
         return None
     content = io.BytesIO(file.read_bytes())
@@ -104,9 +118,16 @@ def read_checkpoint(file: Path) -> Progress | None:
         if wrong:
             raise ValueError(f"the checksum of {wrong} is wrong")
         content.seek(0)
-        return Progress(**torch.load(content, weights_only=True))
+        kept = torch.load(content, weights_only=True)
+        of = kept.pop("config", None)  # those from before 27 November 2026 have none
+        progress = Progress(**kept)
+        if not isinstance(progress.number, int) or not isinstance(progress.weights, dict):
+            raise ValueError("it holds no weights and no number of rounds")
     except Exception as error:  # damage can lead to any
         raise OSError(f"{file} is damaged: {error}; remove {file.parent} to begin again") from None
+    if config and of not in (None, asdict(config)):
+        raise OSError(f"{file} is of another run; put its own back, or remove {file.parent} to begin again")
+    return progress
 
 
 def _append(file: Path, record: dict) -> None:
@@ -116,9 +137,9 @@ def _append(file: Path, record: dict) -> None:
         os.fsync(lines.fileno())
 
 
-def _save(file: Path, progress: Progress) -> None:
+def _save(file: Path, progress: Progress, config: FedConfig) -> None:
     buffer = io.BytesIO()
-    torch.save(vars(progress), buffer)
+    torch.save({**vars(progress), "config": asdict(config)}, buffer)
     runs.write_atomic(file, buffer.getvalue())
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import pickle
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -257,6 +258,22 @@ def test_capture_stores_the_first_client_s_update_and_its_weights(root, tree, tm
     (root / "captured" / "client_update.npz").write_bytes(b"PK damaged")
     with pytest.raises(ValueError, match=r"client_update\.npz is damaged"):
         embedded.client_update("late", "real")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("source.json", b"{}", r"source.json is damaged: it has no 'source'"),
+        ("train_x.npy", None, r"train_x.npy is damaged"),
+        ("SHA256SUMS", b"0123\n", r"line 1 of .*SHA256SUMS is damaged"),
+    ],
+)
+def test_a_damaged_import_is_named(root, tree, capsys, file, content, words):
+    cifar10.import_from(tree, root)
+    path = root / "cifar10" / file
+    path.write_bytes(path.read_bytes()[:200] if content is None else content)
+    assert main(["data", "verify" if file == "SHA256SUMS" else "status"]) == 2
+    assert re.search(words, capsys.readouterr().err)
 
 
 def test_digits_are_deterministic_and_split():

@@ -98,6 +98,29 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_is_trained(tmp
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_result_of_another_run_is_not_overwritten(tmp_path, capsys):
+    for held in ({"dataset": "cifar10", "rounds": 100, "data": "real"}, {"colour": 1}):
+        (tmp_path / "float32-iid-seed0.json").write_text(before := json.dumps({"config": held}))
+        assert experiments.main(["--only", "float32", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 2
+        assert "float32-iid-seed0.json holds another run; move it away" in capsys.readouterr().err
+        assert (tmp_path / "float32-iid-seed0.json").read_text() == before
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_split_is_checked_for_all_runs_before_the_first_and_leaves_the_central_one_alone(
+    tmp_path, monkeypatch, capsys
+):
+    planned = []
+    monkeypatch.setattr(experiments, "run_and_write", lambda name, settings, *_: planned.append((name, settings.split)))
+    words = ["--only", "float32,central", "--out", str(tmp_path), "--split"]
+    assert experiments.main([*words, "classes:2"]) == 0
+    assert planned == [("float32", "classes:2"), ("central", "iid")]
+    for wrong, said in (("dirichlet:1e-6", "without a sample"), ("", "unknown split ''")):
+        assert experiments.main([*words, wrong]) == 2
+        assert said in capsys.readouterr().err
+    assert len(planned) == 2
+
+
 def test_a_missing_package_and_an_interruption_are_one_line(monkeypatch, capsys):
     for error, status in ((ImportError("no monai"), 2), (KeyboardInterrupt(), 130)):
         monkeypatch.setattr(experiments, "load_data", lambda *_, error=error: (_ for _ in ()).throw(error))

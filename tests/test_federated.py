@@ -377,6 +377,11 @@ def test_weights_that_are_no_numbers_are_divergence_not_bad_input(images, option
         list(rounds(config, images))
 
 
+def test_a_link_that_cannot_send_ordinary_weights_is_no_divergence(images):
+    with pytest.raises(ValueError, match=r"divided by the mask's p if there is one, is .* and beyond torch.float32"):
+        next(rounds(FedConfig(**{**SMALL, "down": "cosine:2,mask=1e-40"}), images))
+
+
 @pytest.mark.parametrize("options", [{"up": "cosine:2"}, {"down": "cosine:8"}, {"up": "none,mask=0.01"}], ids=str)
 def test_finite_weights_that_no_link_can_send_are_divergence_too(images, options):
     """Their norm, or they themselves divided by a mask's p, are beyond float32."""

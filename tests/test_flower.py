@@ -333,6 +333,57 @@ def test_error_feedback_stays_in_the_node_s_state():
     assert total[True] < 0.3 * total[False]
 
 
+def test_what_a_node_remembers_of_another_run_is_not_added():
+    """Flower keeps the state of a node over the runs of a series."""
+    grid = Loopback(toy([compressed]), 2)
+    first, second = (
+        Compressed(FedAvg(), up="sign", up_feedback=True).start(grid, ArrayRecord(STATE), num_rounds=2)
+        for _ in range(2)
+    )
+    for name, w in first.arrays.to_torch_state_dict().items():
+        assert torch.equal(w, second.arrays.to_torch_state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: {**s, "layer.bias": torch.ones(1)}, r"'layer.bias' had the shape \(20,\), the answer \(1,\)"),
+        (lambda s: {**s, "new": torch.ones(2)}, r"'new' had the shape of none that was sent, the answer \(2,\)"),
+        (lambda s: {"seen": s["seen"]}, r"'layer.bias' had the shape \(20,\), the answer lacks it"),
+    ],
+)
+def test_an_app_that_answers_with_other_tensors_is_told_which(change, words):
+    app = ClientApp(mods=[compressed])
+
+    @app.train()
+    def train(message, context):
+        state = change(message.content["arrays"].to_torch_state_dict())
+        return Message(RecordDict({"arrays": ArrayRecord(state)}), reply_to=message)
+
+    with pytest.raises(
+        ValueError, match=f"'arrays': the client app must answer with the tensors that it was sent; {words}"
+    ):
+        Compressed(FedAvg()).start(Loopback(app), ArrayRecord(STATE), num_rounds=1)
+
+
+def test_an_app_may_answer_in_another_order():
+    app = ClientApp(mods=[compressed])
+
+    @app.train()
+    def train(message, context):
+        state = message.content["arrays"].to_torch_state_dict()
+        moved = {name: state[name] + 1 for name in reversed(state)}
+        metrics = MetricRecord({"num-examples": 1})
+        return Message(RecordDict({"arrays": ArrayRecord(moved), "metrics": metrics}), reply_to=message)
+
+    result = (
+        Compressed(FedAvg(fraction_evaluate=0))
+        .start(Loopback(app), ArrayRecord(STATE), num_rounds=1)
+        .arrays.to_torch_state_dict()
+    )
+    torch.testing.assert_close(result["layer.weight"], STATE["layer.weight"] + 1)
+
+
 def test_an_app_with_the_mod_runs_under_a_plain_strategy():
     ours, theirs = (play(FedAvg(), toy(mods), 1).arrays.to_torch_state_dict() for mods in ([compressed], []))
     torch.testing.assert_close(ours["layer.weight"], theirs["layer.weight"], rtol=0, atol=1e-6)
@@ -349,8 +400,11 @@ def test_evaluation_gets_the_compressed_model():
 
 
 def test_bad_links_are_refused_at_once():
-    with pytest.raises(ValueError, match="seed must be a whole number of at least 0"):
-        Compressed(FedAvg(), seed=-1)
+    for name, value in (("seed", -1), ("after", -3), ("after", "2"), ("after", 1.5)):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 0"):
+            Compressed(FedAvg(), **{name: value})
+    with pytest.raises(ValueError, match="up_feedback must be True or False, got 'yes'"):
+        Compressed(FedAvg(), up="sign", up_feedback="yes")
     with pytest.raises(ValueError, match="unknown quantizer 'cosin'"):
         Compressed(FedAvg(), up="cosin:2")
     with pytest.raises(ValueError, match="does not go with a mask"):

@@ -193,6 +193,16 @@ def test_a_prepared_case_that_lacks_what_another_size_needs_is_named(tmp_path):
         nifti.load_case(tmp_path / "a.npz")
 
 
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [(["Brats18_TCIA01_1_1", "Brats18_TCIA02_2_1"], "test with, as each site has one"), (["BRATS_001"], "train on")],
+)
+def test_cases_of_which_none_is_left_are_refused(names, words):
+    cube = torch.zeros(len(names), 4, 8, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=f"of {len(names)} BraTS cases none is left to {words}"):
+        brats.volumes(cube, cube[:, 0], names, "")
+
+
 def test_sites_and_hold_out():
     names = ["Brats18_2013_2_1", "Brats18_2013_11_1", "Brats18_TCIA03_9_1", "BraTS2021_00006"]
     assert [brats.site(name) for name in names] == ["2013", "2013", "TCIA03", None]

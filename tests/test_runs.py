@@ -80,6 +80,30 @@ def test_a_run_that_fails_leaves_an_earlier_history_as_it_is(tmp_path, capsys):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["h.json", "runs"]
 
 
+def test_the_history_of_a_run_that_diverges_later_says_so(tmp_path, capsys):
+    words = ["run", "--data", "embedded", "--clients", "10", "--clients-per-round", "2", "--rounds", "4"]
+    words += ["--server-lr", "1e6", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "h.json")]
+    for _ in range(2):  # the second one only reads
+        assert main(words) == 2
+        history = json.loads((tmp_path / "h.json").read_text())
+        assert 1 <= len(history["rounds"]) < 4
+        assert history["diverged"] in capsys.readouterr().err
+        (tmp_path / "h.json").unlink()
+
+
+def test_a_finished_run_is_written_once_not_round_by_round(tmp_path, monkeypatch):
+    words = ["run", "--data", "embedded", "--clients", "10", "--clients-per-round", "2", "--rounds", "3"]
+    words += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "h.json")]
+    assert main(words) == 0
+    first, lengths, write = (tmp_path / "h.json").read_text(), [], runs.write_json
+    monkeypatch.setattr(
+        runs, "write_json", lambda path, content: (lengths.append(len(content["rounds"])), write(path, content))
+    )
+    assert main(words) == 0
+    assert lengths == [3]
+    assert (tmp_path / "h.json").read_text() == first
+
+
 def test_options_are_not_shortened_so_that_places_are_left_out(capsys):
     with pytest.raises(SystemExit):
         main(["bench", "--ou", "/somewhere"])

@@ -179,6 +179,52 @@ def test_a_damaged_line_is_named(tmp_path, images):
             next(store.resume(tmp_path, config, images))
 
 
+@pytest.mark.parametrize(
+    ("edit", "number"), [(lambda a, b: [a, a], 2), (lambda a, b: [b, a], 1), (lambda a, b: [a, "null"], 2)]
+)
+def test_lines_that_are_not_the_rounds_in_order_are_named(tmp_path, images, edit, number):
+    config = FedConfig(**{**OPTIONS, "rounds": 2})
+    list(store.resume(tmp_path, config, images))
+    file = tmp_path / "rounds.jsonl"
+    file.write_text("\n".join(edit(*file.read_text().splitlines())) + "\n")
+    with pytest.raises(
+        OSError, match=rf"line {number} of .*rounds.jsonl is damaged: it is not the record of round {number}"
+    ):
+        list(store.resume(tmp_path, config, images))
+
+
+def test_a_last_line_without_its_end_is_still_a_line(tmp_path, images, uninterrupted):
+    begun = store.resume(tmp_path, CONFIG, images)
+    next(begun), next(begun)
+    begun.close()
+    file = tmp_path / "rounds.jsonl"
+    file.write_text(file.read_text().rstrip())
+    for _ in range(2):
+        assert without_time(store.resume(tmp_path, CONFIG, images)) == uninterrupted
+    assert without_time(lines(tmp_path)) == uninterrupted
+
+
+def test_the_checkpoint_of_another_run_is_refused(tmp_path, images):
+    for seed in (0, 1):
+        begun = store.resume(tmp_path / str(seed), replace(CONFIG, seed=seed), images)
+        next(begun)
+        begun.close()
+    shutil.copy(tmp_path / "1" / "checkpoint.pt", tmp_path / "0" / "checkpoint.pt")
+    with pytest.raises(OSError, match=r"0/checkpoint.pt is of another run; put its own back"):
+        next(store.resume(tmp_path / "0", CONFIG, images))
+
+
+def test_a_checkpoint_of_before_they_had_the_configuration_goes_on(tmp_path, images, uninterrupted):
+    begun = store.resume(tmp_path, CONFIG, images)
+    next(begun)
+    begun.close()
+    file = tmp_path / "checkpoint.pt"
+    kept = torch.load(file, weights_only=True)
+    assert kept.pop("config")["seed"] == 0
+    torch.save(kept, file)
+    assert without_time(store.resume(tmp_path, CONFIG, images)) == uninterrupted
+
+
 def test_no_flipped_bit_of_a_checkpoint_changes_a_run(tmp_path, images):
     """torch.load alone would take most of these for another state."""
     list(store.resume(tmp_path, FedConfig(**{**OPTIONS, "rounds": 1}), images))

@@ -24,7 +24,7 @@ RELEASES = {"Brats17": "BraTS 2017", "Brats18": "BraTS 2018", "BraTS19": "BraTS 
 
 def load(root: Path) -> Volumes:
     """The prepared cases under root/brats, with the hold-out of `held_out`. ValueError names a case that does not fit."""
-    names = runs.read_json(root / "brats" / "source.json")["cases"]
+    names = runs.read_key(root / "brats" / "source.json", "cases")
     images, labels = zip(*(read_prepared(root / "brats" / f"{name}.npz") for name in names))
     if len({image.shape for image in images}) > 1:
         raise ValueError(f"{root / 'brats'} mixes cases of different size; prepare them again, together")
@@ -35,6 +35,9 @@ def volumes(images: torch.Tensor, labels: torch.Tensor, names: list[str], source
     """All cases, divided into training and hold-out."""
     test = held_out(names)
     train = [i for i in range(len(names)) if i not in test]
+    if not (train and test):
+        lack = "train on" if test else "test with, as each site has one"
+        raise ValueError(f"of {len(names)} BraTS cases none is left to {lack}; import more")
     cases = [tuple(names[i] for i in part) for part in (train, test)]
     return Volumes(images[train], labels[train], images[test], labels[test], *cases, source)
 

@@ -40,8 +40,10 @@ def _check_official() -> bool:
 
 def _check(folder: Path) -> bool:
     intact = True
-    for line in (folder / SUMS).read_text().splitlines():
-        expected, name = line.split(maxsplit=1)
+    for number, line in enumerate((folder / SUMS).read_text().splitlines(), 1):
+        expected, _, name = line.partition("  ")
+        if not name:
+            raise ValueError(f"line {number} of {folder / SUMS} is damaged: it has no file name")
         path = folder / name
         verdict = "missing" if not path.exists() else "ok" if _sha256(path) == expected else "DAMAGED"
         print(f"{verdict:8} {path}")

@@ -25,8 +25,15 @@ def load(root: Path) -> Images:
     """Real CIFAR-10 under root: the official archive if it is there, otherwise the imported image folder."""
     if (root / CIFAR10.base_folder).is_dir():
         return _official(root)
-    arrays = [torch.from_numpy(np.load(root / "cifar10" / f"{name}.npy")) for name in ARRAYS]
-    return Images(*arrays, CLASSES, runs.read_json(root / "cifar10" / "source.json")["source"])
+    arrays = [_array(root / "cifar10" / f"{name}.npy") for name in ARRAYS]
+    return Images(*arrays, CLASSES, runs.read_key(root / "cifar10" / "source.json", "source"))
+
+
+def _array(file: Path) -> torch.Tensor:
+    try:
+        return torch.from_numpy(np.load(file))
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{file} is damaged ({error}); import CIFAR-10 again") from None
 
 
 def download(root: Path) -> str:

@@ -1,6 +1,5 @@
 """The inputs that come with the project, so that everything runs with no download."""
 
-import json
 import zipfile
 from dataclasses import dataclass
 
@@ -57,7 +56,7 @@ def client_update(stage: str = "middle", data: str = "embedded") -> ClientUpdate
     runs.check_choice("stage", stage, STAGES)
     real = resolve("update", data) == "real"
     folder = data_root() / "captured" if real else EMBEDDED
-    about = json.loads((folder / UPDATE_PROVENANCE).read_text("utf-8"))
+    about = runs.read_json(folder / UPDATE_PROVENANCE)
     try:
         with np.load(folder / UPDATE_FILE) as arrays:
             part = {kind: _named(arrays, f"{stage}/{kind}/") for kind in ("update", "weights")}
