@@ -139,3 +139,14 @@ def test_as_links_and_errors():
     ):
         with pytest.raises(ValueError, match=words):
             parse_link(text)
+
+
+@pytest.mark.parametrize("make", MAKE)
+def test_clip_auto_counts_a_small_tensor_s_largest_entries_as_the_clip_does(make):
+    for seed in range(20):
+        x = gaussian(40, seed) ** 3
+
+        def error(clip, x=x):
+            return nmse(x, make(2, clip=clip).roundtrip(x))
+
+        assert error("auto") <= 1.04 * min(map(error, clipping.CANDIDATES))

@@ -175,6 +175,7 @@ def says_largest(state: dict, **options) -> bytes:
     (lambda state: {"w": state["w"]}, "tensor 'w' is not followed by the positions"),
     (lambda state: {name: state[name] for name in ("w/positions", "w")}, "tensor 'w' is not followed"),
     (lambda state: {**state, "w/positions": state["w/positions"].to(torch.uint8)}, "tensor 'w' is not followed"),
+    (lambda state: {"w": state["w"], "v/positions": state["w/positions"]}, "tensor 'w' is not followed"),
 ])  # fmt: skip
 def test_damage_to_the_places_is_refused(change, words):
     state = sparse.keep_largest({"w": gaussian(100)}, 0.1)
@@ -231,3 +232,23 @@ def test_what_entries_are_spread_over_counts_towards_the_limit():
 def test_wrong_links_are_named(text, words):
     with pytest.raises(ValueError, match=words):
         parse_link(text)
+
+
+def test_of_equal_magnitudes_the_first_ones_travel():
+    x = torch.ones(100, 1000)
+    x[::2] *= -1
+    kept = sparse.keep_largest({"w": x}, 0.003)["w/positions"]
+    assert kept[0, :300].all()
+    assert kept.sum() == 300
+
+
+def test_a_level_that_is_nearest_to_nothing_stays_where_it_is():
+    """With nearly as many levels as entries most steps leave some cell empty; at 0 those levels would be lost."""
+    x = gaussian(300) ** 5
+    assert nmse(x, LloydMax(8).roundtrip(x)) < 1e-5 < 1e-4 < nmse(x, LloydMax(6).roundtrip(x)) * 10
+
+
+def test_eden_s_levels_are_as_far_apart_as_x_is_long():
+    """Not as its entries differ from their mean: a constant arrives as it is."""
+    for scale in ("unbiased", "mse"):
+        torch.testing.assert_close(Eden(2, scale).roundtrip(torch.ones(1000)), torch.ones(1000))

@@ -1,5 +1,7 @@
 """The lossless stages: nothing lost, the entropy reached, `auto` the shortest."""
 
+import zlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -104,3 +106,55 @@ def test_a_payload_for_another_number_of_codes_is_refused(stage):
         assert packed_bytes(n, 3) != packed_bytes(1000, 3)
         with pytest.raises(ValueError, match=r"that the shape asks for|codes of 3 bits are"):
             entropy.expand(stage, payload, 3, n)
+
+
+def test_every_fill_bit_must_be_zero():
+    for n, bits in ((1, 2), (3, 3), (1, 7)):
+        unused = -n * bits % 8
+        for bit in range(unused):
+            with pytest.raises(ValueError, match="not filled with zeros"):
+                entropy.expand("none", bytes([0] * (-(-n * bits // 8) - 1) + [1 << bit]), bits, n)
+
+
+def test_a_deflate_payload_ends_where_its_codes_end():
+    codes = torch.randint(8, (1000,), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    payload = bytes(entropy.compress(pack(codes, 3), 3, 1000, "deflate")[1])
+    for wrong in (payload + b"\0", payload[:-1]):
+        with pytest.raises(ValueError, match="DEFLATE"):
+            entropy.expand("deflate", wrong, 3, 1000)
+
+
+def table(*numbers: str) -> bytes:
+    """Exp-Golomb codes as the bytes of a table; no words follow it."""
+    digits = "".join(numbers)
+    digits += "0" * (-len(digits) % 8)
+    return int(digits, 2).to_bytes(len(digits) // 8)
+
+
+@pytest.mark.parametrize(
+    ("payload", "words"),
+    [
+        (table("011", "00100"), "a negative root"),  # -1, 1
+        (table("1", "1"), "none above zero"),  # 0, 0
+        (table("0" * 40 + "1" + "0" * 40, "1"), "cut short or wrong at bit 0"),
+    ],
+)
+def test_tables_that_no_encoder_writes_are_refused(payload, words):
+    with pytest.raises(ValueError, match=words):
+        entropy.expand("ans", payload, 1, 16)
+    largest = table("0" * 39 + "1" + "0" * 39, "1")
+    assert not entropy.expand("ans", largest, 1, 16).any()
+
+
+def test_deflate_is_the_shorter_of_its_two_ways():
+    """Noise of few symbols: a search for repeats finds only short ones, which cost more than they save."""
+    skewed = (
+        (torch.randn(50_000, generator=torch.Generator().manual_seed(0)) * 4).round().clamp(-99, 99).to(torch.uint8)
+    )
+    repeats = torch.arange(100, dtype=torch.uint8).repeat(500)
+    for codes in (skewed, repeats):
+        plain = bytes(codes.numpy())
+        length = len(entropy.compress(codes, 8, len(codes), "deflate")[1])
+        for strategy in (zlib.Z_HUFFMAN_ONLY, zlib.Z_DEFAULT_STRATEGY):
+            coder = zlib.compressobj(6, wbits=-15, strategy=strategy)
+            assert length <= len(coder.compress(plain) + coder.flush())

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cosquant_lite.comparators import Sign
-from cosquant_lite.link import Link, parse_link, send
+from cosquant_lite.link import Link, parse_link, send, send_with_memory
 from cosquant_lite.quantize import Cosine, Uniform
 
 
@@ -41,6 +41,8 @@ def test_link_strings(text, expected):
             "unknown option 'clp=0.1'; allowed: clip=..., rounding=..., scale=..., mask=..., entropy=..., rotate=...",
         ),
         ("none:2", "'none' takes no bits"),
+        ("none:", "'none' takes no bits"),
+        ("cosine:²", "bits '²' after 'cosine': is not a whole number"),
         ("sign:1", "'sign' takes no bits"),
         ("sign,scale=two", "scale must be one of 'mean', 'one', got 'two'"),
         ("sign,clip=0", "unknown option 'clip=0'; allowed: scale=..., mask=..."),
@@ -85,3 +87,12 @@ def test_mask_and_entropy_reach_the_message():
     assert lengths["cosine:2"] > lengths["cosine:2,entropy=ans"] > 5 * lengths["cosine:2,mask=0.1"]
     with pytest.raises(ValueError, match="a random mask or rotation needs"):
         send({"x": x}, parse_link("cosine:2,mask=0.1"))
+
+
+def test_a_memory_is_of_floating_point_tensors_alone():
+    """Others arrive as they are; truth values have no difference."""
+    state = {"w": torch.randn(10), "n": torch.tensor(7), "flags": torch.tensor([True, False])}
+    _, lost = send_with_memory(state, None, parse_link("cosine:1"))
+    assert list(lost) == ["w"]
+    again, _ = send_with_memory(state, lost, parse_link("cosine:1"))
+    assert torch.equal(again.state["flags"], state["flags"])

@@ -53,3 +53,26 @@ def test_a_small_alpha_is_more_skewed_than_a_large_one():
 def test_a_split_that_leaves_a_client_empty_is_refused(text, clients, named):
     with pytest.raises(ValueError, match=named):
         dealt(text, clients)
+
+
+@pytest.mark.parametrize("text", ["iid", "classes:1", "dirichlet:100"])
+def test_which_images_of_a_class_a_client_gets_is_drawn(text):
+    for part in dealt(text, labels=torch.zeros(1000, dtype=torch.int64)):
+        assert part.max() - part.min() > 500, "not one stretch of the data set"
+
+
+def test_which_classes_a_client_gets_and_how_many_images_is_drawn():
+    classes, sizes = (
+        [[found(part) for part in dealt(text, seed=seed)] for seed in (0, 1)]
+        for text, found in (("classes:2", lambda part: LABELS[part].unique().tolist()), ("dirichlet:0.5", len))
+    )
+    assert classes[0] != classes[1]
+    assert sizes[0] != sizes[1]
+
+
+def test_sites_are_clients_in_alphabetical_order():
+    parts = partition.by_site(["B", "C", "A", "B"], 3)
+    assert [part.tolist() for part in parts] == [[2], [0, 3], [1]]
+    for sites in (None, [], ["A", None], [None]):
+        with pytest.raises(ValueError, match="needs cases whose names say where they are from"):
+            partition.by_site(sites, 1)

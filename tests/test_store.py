@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -296,3 +297,48 @@ def test_a_run_that_diverged_says_so_again_and_is_not_trained_again(tmp_path, im
     about = json.loads((tmp_path / "config.json").read_text())
     assert "the training diverged" in about["diverged"]
     assert len(about["sessions"]) == 1
+
+
+def test_a_round_whose_line_cannot_be_written_is_computed_again(tmp_path, images, monkeypatch):
+    config, running = FedConfig(**{**OPTIONS, "rounds": 2}), None
+    running = store.resume(tmp_path, config, images)
+    next(running)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_append", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            next(running)
+    assert [record["round"] for record in store.resume(tmp_path, config, images)] == [1, 2]
+
+
+def test_lines_that_are_missing_are_named(tmp_path, images):
+    config, lines = FedConfig(**{**OPTIONS, "rounds": 2}), tmp_path / "rounds.jsonl"
+    list(store.resume(tmp_path, config, images))
+    first = lines.read_bytes().splitlines(keepends=True)[0]
+    for content in (first, b"", None):
+        lines.unlink() if content is None else lines.write_bytes(content)
+        with pytest.raises(OSError, match=r"has [01] rounds, and checkpoint.pt is that of round 2: one of the two is"):
+            next(store.resume(tmp_path, config, images))
+
+
+class Touch:
+    """Unpickled without care, this makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    torch.save({"weights": Touch(tmp_path / "ran"), "number": 1}, tmp_path / "checkpoint.pt")
+    with pytest.raises(OSError, match="is damaged"):
+        store.read_checkpoint(tmp_path / "checkpoint.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_finished_run_is_read_on_any_machine(tmp_path, images):
+    """Where it was trained on a GPU, and there is none here."""
+    config = FedConfig(**{**OPTIONS, "rounds": 1})
+    (record,) = store.resume(tmp_path, config, images)
+    assert list(store.resume(tmp_path, config, images, device="cuda:99")) == [record]

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import conv2d, cross_entropy, linear, max_pool2d, relu
 from torchvision.transforms.v2 import functional as reference
 
 from cosquant_lite.classification import JITTER, augment, draw
 from cosquant_lite.models import cnn, initial_weights
-from cosquant_lite.training import LocalSGD, train_client
+from cosquant_lite.training import LocalSGD, Pool, train_client
 
 
 def test_augmentation_is_torchvisions_with_our_random_numbers():
@@ -67,3 +68,25 @@ def test_long_gradients_are_shortened_and_short_ones_are_not():
 def test_a_client_that_diverges_says_so():
     with pytest.raises(FloatingPointError, match=r"diverged; try a smaller lr or a max_norm"):
         one_step(lr=1e6, epochs=20)
+
+
+def test_one_batch_of_infinite_loss_is_divergence_wherever_it_comes():
+    model, x = nn.Linear(1, 2, bias=False), torch.tensor([[1.0], [3e38], [1.0]])
+    weights = {"weight": torch.tensor([[1.0], [-1.0]])}
+    for seed in range(6):  # other places of the large sample
+        with pytest.raises(FloatingPointError, match="diverged"):
+            train_client(
+                model, weights, x, torch.tensor([0, 1, 0]), torch.Generator().manual_seed(seed), LocalSGD(1, 1, 0.0)
+            )
+
+
+def test_a_worker_s_model_has_the_weights_that_are_asked_for_even_after_training():
+    weights = {"weight": torch.ones(1, 1), "bias": torch.zeros(1)}
+    with Pool(nn.Linear(1, 1), 1) as pool:
+
+        def answer(_):
+            return pool.model(weights)(torch.ones(1)).item()
+
+        before = pool.map(answer, [0])
+        pool.map(lambda _: pool.model().weight.data.fill_(9.0), [0])  # as training does
+        assert before == pool.map(answer, [0]) == [1.0]

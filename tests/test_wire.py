@@ -226,6 +226,11 @@ RAW = b"\x01a\0\0"  # a tensor "a", float32, raw
             head(masked=b"\2" + bytes(8)) + b"\x01a\0\2\1" + struct.pack("<2f", 3e38, 3e38) + b"\0\1\x02\1\0",
             "a value after the rotation is beyond torch.float32",
         ),
+        (head(masked=b"\1" + struct.pack("<dQ", 1.0, 0)), "probability 1.0"),
+        (head(masked=b"\1" + struct.pack("<dQ", 0.0, 0)), "probability 0.0"),
+        (head() + b"\x01a\0\1\0" + bytes(8) + b"\0\0\0", "0 bits; allowed are 1 to 8"),
+        (head() + RAW + b"\0\2\0" + wire._number(2**49) + b"\0", "tensor 'a': absurd shape"),
+        (head() + RAW + b"\1\0\x0a" + b"\1\4\0\xfb\xffabcd\0", "does not end after the 4 bytes"),
     ],
 )
 def test_a_frame_that_lies_with_a_right_checksum(body, message):
@@ -370,7 +375,13 @@ def test_the_limit_is_exact_and_the_callers():
             r"by the mask's 0\.5, is 1\.2e\+05 and beyond torch\.float16",
         ),
         ({"m": torch.empty(2, device="meta")}, {"quantizer": None}, TypeError, "tensor 'm': cannot send .* on meta"),
-        ({"e": torch.empty(0, 2**49)}, {}, ValueError, "tensor 'e': a shape has at most 64 dimensions"),
+        ({"e": torch.empty(0, 2**48)}, {}, ValueError, "tensor 'e': a shape has at most 64 dimensions"),
+        (
+            {"a": torch.tensor([6.5e4, *50 * [4.3e4]]).half()},  # fitted to the many, the largest level is beyond
+            {"quantizer": Uniform(2, clip=0, scale="unbiased")},
+            ValueError,
+            r"tensor 'a': .*beyond torch\.float16",
+        ),
     ],
 )
 def test_what_cannot_be_sent_is_named(state, options, error, named):
@@ -449,3 +460,37 @@ def test_decoded_tensors_own_their_memory():
     blob[:] = bytes(len(blob))
     assert all(torch.equal(state[name], x) for name, x in before.items())
     state["conv.bias"].add_(1)  # writable
+
+
+@pytest.mark.parametrize("quantizer", [None, Cosine(4)])
+def test_values_are_divided_by_the_mask_s_p_in_float64(quantizer):
+    """Other last bits come of float32 arithmetic or of a p rounded to it."""
+    x = torch.randn(3000, generator=generator())
+    arrived = wire.decode(wire.encode({"x": x}, quantizer, mask=0.3, generator=generator()))["x"]
+    if quantizer is None:
+        exact = x.double()
+    else:
+        found = quantizer.quantize(x)
+        exact = quantizer.value(found.codes.double(), found.floats)
+    travels = arrived != 0
+    assert 800 < travels.sum() < 1000
+    assert torch.equal(arrived[travels], (exact / 0.3).float()[travels])
+
+
+def test_raw_infinities_travel_under_a_mask():
+    x = torch.tensor([math.inf, -math.inf, 1.0, 2.0]).repeat(50)
+    arrived = wire.decode(wire.encode({"x": x}, None, mask=0.5, generator=generator()))["x"]
+    travels = arrived != 0
+    assert 80 < travels.sum() < 120
+    assert torch.equal(arrived[travels], 2 * x[travels])
+
+
+def test_seeds_of_masks_and_rotations_fill_their_eight_bytes():
+    """Of 2**32 seeds two would be the same among 100,000 messages."""
+    draws = generator()
+    frames = [
+        wire.inspect(wire.encode({"x": torch.ones(1)}, Cosine(1), generator=draws, **how))
+        for how in ({"mask": 0.5}, {"rotate": "hadamard"}) * 20
+    ]
+    seeds = [frame.mask.seed if frame.mask else frame.rotation[1] for frame in frames]
+    assert 2**61 < max(seeds) < 2**63
