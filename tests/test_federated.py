@@ -377,6 +377,19 @@ def test_weights_that_are_no_numbers_are_divergence_not_bad_input(images, option
         list(rounds(config, images))
 
 
+def test_a_client_that_is_not_drawn_keeps_its_memory(images):
+    small = {
+        "rounds": 3,
+        "clients": 6,
+        "clients_per_round": 2,
+        "up": "uniform:2,rounding=stochastic",
+        "up_feedback": True,
+    }
+    kept = [set(finished.progress.lost_up) for finished in rounds(FedConfig(**{**SMALL, **small}), images)]
+    assert kept[0] <= kept[1] <= kept[2]
+    assert len(kept[2]) > 2
+
+
 def test_a_link_that_cannot_send_ordinary_weights_is_no_divergence(images):
     with pytest.raises(ValueError, match=r"divided by the mask's p if there is one, is .* and beyond torch.float32"):
         next(rounds(FedConfig(**{**SMALL, "down": "cosine:2,mask=1e-40"}), images))

@@ -176,6 +176,7 @@ def test_bad_folders_and_sizes_are_refused(tmp_path):
 @pytest.mark.parametrize(("arrays", "words"), [
     ({"image": np.zeros((4, 16, 16, 16), np.uint8)}, "label"),
     ({"image": np.zeros((3, 16, 16, 16), np.uint8), "label": np.zeros((16,) * 3, np.uint8)}, r"needed: uint8 \(4, S, S, S\)"),
+    ({"image": np.zeros((4, 16, 16, 16), np.uint8), "label": np.zeros((8,) * 3, np.uint8)}, r"label \(8, 8, 8\), needed"),
     ({"image": np.zeros((4, 16, 16, 16), np.uint8), "label": np.full((16,) * 3, 4, np.uint8)}, r"unknown codes \[4\]"),
 ])  # fmt: skip
 def test_a_bad_prepared_case_is_named(tmp_path, arrays, words):
@@ -201,6 +202,16 @@ def test_cases_of_which_none_is_left_are_refused(names, words):
     cube = torch.zeros(len(names), 4, 8, 8, 8, dtype=torch.uint8)
     with pytest.raises(ValueError, match=f"of {len(names)} BraTS cases none is left to {words}"):
         brats.volumes(cube, cube[:, 0], names, "")
+
+
+def test_cases_of_several_sizes_are_refused(tmp_path):
+    (tmp_path / "brats").mkdir()
+    for name, size in (("a", 8), ("b", 10)):
+        cube = np.zeros((4, size, size, size), np.uint8)
+        np.savez(tmp_path / "brats" / f"{name}.npz", image=cube, label=cube[0])
+    (tmp_path / "brats" / "source.json").write_text('{"cases": ["a", "b"]}')
+    with pytest.raises(ValueError, match="mixes cases of different size; prepare them again, together"):
+        brats.load(tmp_path)
 
 
 def test_sites_and_hold_out():
