@@ -95,8 +95,9 @@ def _bench(args: argparse.Namespace) -> None:
     from cosquant_lite.bench import bench
     from cosquant_lite.bench_round import bench_round, check_round
 
-    for name in ("codec", "round", "scale") if args.only is None else (args.only,):  # an error before the measurement
-        runs.check_writable(args.out / {"codec": "bench.json"}.get(name, f"{name}.json"))
+    files = {"codec": "bench.json", "round": "round.json", "scale": "scale.json"}
+    for name in (args.only,) if args.only else ("codec", "round"):  # an error before the measurement, not after it
+        runs.check_writable(args.out / files[name])
     if args.only in (None, "round"):
         check_round(args.repeat, args.flower, args.device, args.profile)
     if args.only in (None, "codec"):

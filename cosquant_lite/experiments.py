@@ -135,9 +135,7 @@ def finished(file: Path, settings: FedConfig) -> bool:
     if not file.exists():
         return False
     try:
-        same = (
-            FedConfig(**runs.read_key(file, "config")) == settings
-        )  # an option that is newer than the file: its default
+        same = FedConfig(**runs.read_key(file, "config")) == settings  # options newer than the file: their defaults
     except TypeError:
         same = False
     if not same:

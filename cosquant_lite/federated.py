@@ -305,12 +305,13 @@ def check_finite(state: State, lr: float) -> None:
 
 
 @contextmanager
-def _too_large_is_divergence(state: State, lr: float) -> Iterator[None]:
+def _too_large_is_divergence(sent: State, memory: State | None, lr: float) -> Iterator[None]:
     """Finite weights that a link cannot send, as their norm is beyond float32, are no bad input: training has diverged."""
     try:
         yield
     except ValueError as error:
-        if max(float(x.abs().max()) for x in state.values() if x.numel()) < HUGE:
+        tensors = [*sent.values(), *(memory or {}).values()]
+        if max(float(x.abs().max()) for x in tensors if x.numel()) < HUGE:
             raise  # it is the link
         raise FloatingPointError(f"{error}: the training diverged at lr={lr}; try a smaller lr") from None
 
@@ -359,7 +360,7 @@ def _broadcast(config: FedConfig, progress: Progress, number: int) -> tuple[Stat
         held = progress.held
         weights = {name: x - held[name] for name, x in weights.items()}
     lost = progress.lost_down
-    with _too_large_is_divergence(weights, learning_rate(config, number)):
+    with _too_large_is_divergence(weights, lost, learning_rate(config, number)):
         if config.down_feedback:
             delivery, lost = send_with_memory(weights, lost, link, coins)
         else:
@@ -384,10 +385,10 @@ def _uploads(
     for client, (after, loss) in zip(chosen, trained):
         update = {name: w - after[name].cpu() for name, w in origin.items()}
         check_finite(update, learning_rate(config, number))
-        coins, lost = generator(config.seed, "up", number, client), None
-        with _too_large_is_divergence(update, learning_rate(config, number)):
+        coins, lost = generator(config.seed, "up", number, client), progress.lost_up.get(client)
+        with _too_large_is_divergence(update, lost, learning_rate(config, number)):
             if config.up_feedback:
-                delivery, lost = send_with_memory(update, progress.lost_up.get(client), link, coins)
+                delivery, lost = send_with_memory(update, lost, link, coins)
             else:
                 delivery = send(update, link, coins)
         yield loss, update, delivery, lost
