@@ -79,16 +79,16 @@ def _load(folder: Path, config: FedConfig) -> tuple[list[dict], Progress | None]
     """What was finished: a line is written before its checkpoint, so the last one may have none and is dropped."""
     lines = folder / "rounds.jsonl"
     progress = read_checkpoint(folder / "checkpoint.pt", config)
-    done = progress.number if progress else 0
+    rounds_done = progress.number if progress else 0
     content = lines.read_bytes() if lines.exists() else b""
     stored = content.splitlines()
-    if len(stored) < done or (progress is None and len(stored) > 1):
+    if len(stored) < rounds_done or (progress is None and len(stored) > 1):
         raise OSError(
-            f"{lines} has {len(stored)} rounds, and checkpoint.pt is that of round {done}: one of the two is "
+            f"{lines} has {len(stored)} rounds, and checkpoint.pt is that of round {rounds_done}: one of the two is "
             f"missing or not from this run; put it back, or remove {folder} to begin again"
         )
-    records = [_record(line, number, lines) for number, line in enumerate(stored[:done], 1)]
-    whole = b"".join(line + b"\n" for line in stored[:done])
+    records = [_record(line, number, lines) for number, line in enumerate(stored[:rounds_done], 1)]
+    whole = b"".join(line + b"\n" for line in stored[:rounds_done])
     if whole != content:  # or an editor has left the last line without its end
         runs.write_atomic(lines, whole)
     return records, progress

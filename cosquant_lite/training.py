@@ -73,9 +73,10 @@ def train_client(
                 nn.utils.clip_grad_norm_(model.parameters(), sgd.max_norm)
             optimizer.step()
             losses.append(loss.item())
-    if not np.isfinite(losses).all():
+    infinite = [loss for loss in losses if not np.isfinite(loss)]
+    if infinite:
         raise FloatingPointError(
-            f"a client's loss became {losses[-1]} at lr={sgd.lr}: the training diverged; try a smaller lr or a max_norm"
+            f"a client's loss became {infinite[0]} at lr={sgd.lr}: the training diverged; try a smaller lr or a max_norm"
         )
     return {name: value.detach().clone() for name, value in model.state_dict().items()}, float(np.mean(losses))
 

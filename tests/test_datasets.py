@@ -63,9 +63,10 @@ def test_import_of_an_image_folder_and_of_a_tar_of_it(root, tree, tmp_path):
     assert sorted(entry.name for entry in root.iterdir()) == ["cifar10"], "nothing temporary is left"
 
 
-def test_jpeg_is_called_a_re_encoding(root, tree):
+@pytest.mark.parametrize("ending", [".jpg", ".jpeg", ".JPG"])
+def test_jpeg_is_called_a_re_encoding(root, tree, ending):
     image = tree / "train" / "cat" / "0000.png"
-    Image.open(image).save(image.with_suffix(".jpg"))
+    Image.open(image).save(image.with_suffix(ending), "jpeg")
     image.unlink()
     assert "JPEG re-encoding (lossy)" in cifar10.import_from(tree, root)
 
@@ -94,6 +95,7 @@ def test_the_official_archive_goes_through_torchvision(root, tmp_path, monkeypat
         images = datasets.load_data("cifar10", "real")
         assert images.train_x.shape == (20, 3, 32, 32)
         assert images.train_x[0, 1, 0, 0] == 1024 % 256  # channel first: the second plane starts at 1024
+        assert images.train_x[0, 0, :2, :2].tolist() == [[0, 1], [32, 33]], "then row by row"
         assert images.test_y.tolist() == [i % 10 for i in range(20)]
     (folder / "test_batch").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="cifar-10-batches-py is damaged"):
@@ -332,3 +334,72 @@ def test_real_images_train_a_round_with_two_bits_up(root, tmp_path, capsys):
     assert "CIFAR-10, JPEG re-encoding (lossy), only 600 + 100 images" in printed
     length = wire.frame_bytes(initial_weights(cnn(), 0), 2)
     assert f"up {2 * length:,} B" in printed  # two clients
+
+
+def test_verify_looks_at_what_was_captured_and_at_the_official_archive(root, capsys):
+    (root / "captured").mkdir(parents=True)
+    file = root / "captured" / "client_update.npz"
+    file.write_bytes(b"whole")
+    checksums.write_sums(root / "captured", [file.name])
+    assert main(["data", "verify"]) == 0
+    file.write_bytes(b"other")
+    assert main(["data", "verify"]) == 1
+    assert f"DAMAGED  {file}" in capsys.readouterr().out
+    file.write_bytes(b"whole")
+    (root / CIFAR10.base_folder).mkdir()
+    assert main(["data", "verify"]) == 1
+    assert f"DAMAGED  {root / CIFAR10.base_folder}" in capsys.readouterr().out
+
+
+def test_an_archive_that_is_there_is_not_fetched_again(root, monkeypatch):
+    root.mkdir()
+    (root / CIFAR10.filename).write_bytes(b"")
+    monkeypatch.setattr(cifar10, "fetch", lambda *_: pytest.fail("fetched"))
+    with pytest.raises(ValueError, match="is not a complete tar archive"):
+        cifar10.download(root)
+
+
+def test_peers_are_of_the_middle_round():
+    assert [embedded.client_update(stage).peers is None for stage in embedded.STAGES] == [True, False, True]
+
+
+def test_an_update_that_lacks_an_array_is_damaged(root):
+    (root / "captured").mkdir(parents=True)
+    np.savez(root / "captured" / "client_update.npz", nothing=np.zeros(1))
+    about = (datasets.EMBEDDED / "client_update.json").read_text("utf-8")
+    (root / "captured" / "client_update.json").write_text(about)
+    with pytest.raises(ValueError, match=r"client_update\.npz is damaged"):
+        embedded.client_update("middle", "real")
+
+
+def test_an_empty_data_variable_is_none(monkeypatch):
+    monkeypatch.setenv("COSQUANT_DATA", "")
+    assert datasets.data_root() == datasets.EMBEDDED
+
+
+def test_images_stand_upright(root, tree):
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[0], image[:, 0, 1] = 200, 90  # a bright first row, a green left edge
+    Image.fromarray(image).save(tree / "train" / cifar10.CLASSES[0] / "0000.png")
+    cifar10.import_from(tree, root)
+    x = datasets.load_data("cifar10", "real").train_x[0]
+    assert torch.equal(x, torch.from_numpy(image).permute(2, 0, 1))
+
+
+def test_embedded_is_embedded_where_real_data_is_there(root, tree):
+    cifar10.import_from(tree, root)
+    assert datasets.load_data("cifar10", "embedded").source.startswith("embedded handwritten digits")
+    assert datasets.load_data("cifar10", "auto").source.startswith("CIFAR-10")
+
+
+def test_digits_use_the_whole_range_and_white_stays_white():
+    from sklearn.datasets import load_digits
+
+    images, raw = embedded.digits(), load_digits().images
+    shown = torch.cat([images.train_x, images.test_x]).float()
+    assert (shown.min(), shown.max()) == (0, 255)
+    assert shown.mean() / 255 == pytest.approx(raw.mean() / 16, rel=0.01)
+
+
+def test_the_rest_of_a_spike_has_norm_one():
+    assert synthetic.spike(100_000, 0)[1:].norm() == pytest.approx(1, abs=0.02)

@@ -68,3 +68,11 @@ def test_a_wrong_checksum_and_a_missing_page_are_named(server, tmp_path):
     with pytest.raises(OSError, match=r"127\.0\.0\.1:1/file: .*refused"):
         download("http://127.0.0.1:1/file", tmp_path / "file.tar", MD5)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_connection_that_breaks_again_is_no_whole_file(server, tmp_path):
+    (tmp_path / "file.tar.part").write_bytes(CONTENT[:600_000])
+    with pytest.raises(OSError, match="the connection broke after 812,000 of 1,024,000 bytes"):
+        download(server.url + "/broken", tmp_path / "file.tar", MD5)
+    download(server.url + "/file", tmp_path / "file.tar", MD5)
+    assert (tmp_path / "file.tar").read_bytes() == CONTENT

@@ -22,7 +22,8 @@ OPTIONS = {
     "augmented": {"augment": True, "lr_schedule": "cosine", "lr_min": 0.06},
     "coins both ways": {"down": "cosine:3,rounding=stochastic", "up": "cosine:2,rounding=stochastic"},
     "memories both ways": {
-        "down": "cosine:3,rounding=stochastic", "down_feedback": True, "up": "sign", "up_feedback": True,
+        "down": "cosine:3,rounding=stochastic", "down_feedback": True, "up": "cosine:2,rounding=stochastic",
+        "up_feedback": True,
         "split": "dirichlet:0.5",
     },
     "differences": {"down": "cosine:2", "down_sends": "difference", "up": "cosine:2", "seed": 3},

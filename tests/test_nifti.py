@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -177,6 +178,8 @@ def test_bad_folders_and_sizes_are_refused(tmp_path):
     ({"image": np.zeros((4, 16, 16, 16), np.uint8)}, "label"),
     ({"image": np.zeros((3, 16, 16, 16), np.uint8), "label": np.zeros((16,) * 3, np.uint8)}, r"needed: uint8 \(4, S, S, S\)"),
     ({"image": np.zeros((4, 16, 16, 16), np.uint8), "label": np.zeros((8,) * 3, np.uint8)}, r"label \(8, 8, 8\), needed"),
+    ({"image": np.zeros((4, 16, 16, 16), np.uint8), "label": np.zeros((16, 16, 8), np.uint8)}, r"label \(16, 16, 8\), needed"),
+    ({"image": np.zeros((4, 16, 16, 16), np.float32), "label": np.zeros((16,) * 3, np.uint8)}, "image float32"),
     ({"image": np.zeros((4, 16, 16, 16), np.uint8), "label": np.full((16,) * 3, 4, np.uint8)}, r"unknown codes \[4\]"),
 ])  # fmt: skip
 def test_a_bad_prepared_case_is_named(tmp_path, arrays, words):
@@ -219,6 +222,70 @@ def test_sites_and_hold_out():
     assert [brats.site(name) for name in names] == ["2013", "2013", "TCIA03", None]
     assert brats.held_out(names) == [3, 1], "the first by name of 2013, and what belongs to no site"
     assert brats.held_out([f"BRATS_{i:03}" for i in range(11)]) == [0, 5, 10]
+
+
+def test_voxels_of_another_size_become_millimetres_and_labels_stay_labels(tmp_path):
+    folder = folder_case(tmp_path)
+    for file in folder.iterdir():
+        save(file, np.asarray(nibabel.load(file).dataobj), np.diag([-2.0, -2, 2, 1]))
+    case, (_, label) = nifti.load_case(folder), brain()
+    assert case.label.shape == case.image.shape[1:] == tuple(2 * n - 1 for n in label.shape)
+    for code in (1, 2, 3):
+        assert (case.label == code).sum() == pytest.approx(8 * (label == code).sum(), rel=0.6)
+
+
+def test_a_few_voxels_below_zero_are_what_interpolation_leaves(tmp_path):
+    t2 = brain()[0][3]
+    t2[0, 0, :18] = -5  # beside 3,240 voxels of brain
+    assert nifti.load_case(folder_case(tmp_path, t2=t2)).image[3].min() == -5
+
+
+def test_the_scale_is_a_quantile_of_the_brain_whatever_lies_around_it():
+    image = torch.zeros(4, 40, 40, 40)
+    image[:, 10:30, 10:30, 10:30] = torch.arange(1, 8001).view(20, 20, 20).float()
+    cube = nifti.cube(nifti.Case("small", image, torch.zeros(40, 40, 40, dtype=torch.uint8), 1.0), 16)
+    assert cube["scale"] == pytest.approx(4 * [0.995 * 8000], rel=0.001)
+
+
+def test_the_smallest_size_is_sixteen(tmp_path):
+    folder_case(tmp_path / "raw")
+    assert "at 16x16x16" in nifti.prepare(tmp_path / "raw", tmp_path / "data", 16)
+
+
+def test_regions_are_those_that_brats_scores():
+    named = {region: {brats.LABELS[code] for code in codes} for region, codes in brats.REGIONS.items()}
+    core = {"non-enhancing tumour", "enhancing tumour"}
+    assert named == {"whole tumour": {"oedema", *core}, "tumour core": core, "enhancing tumour": {"enhancing tumour"}}
+
+
+def test_a_size_that_the_network_cannot_halve_four_times_is_refused(tmp_path):
+    folder_case(tmp_path / "raw")
+    with pytest.raises(ValueError, match="size must be a multiple of 16 from 16 to 240, got 24"):
+        nifti.prepare(tmp_path / "raw", tmp_path / "data", 24)
+
+
+def test_codes_of_both_conventions_and_a_modality_twice_are_named(tmp_path):
+    codes = np.array([0, 2, 3, 4], np.uint8)[brain()[1]]
+    with pytest.raises(ValueError, match=r"has the codes \[0.*\]; allowed: 0, 1, 2, and one of 3 and 4"):
+        nifti.load_case(folder_case(tmp_path, seg=codes))
+    twice = folder_case(tmp_path / "twice")
+    shutil.copy(next(twice.glob("*_flair*")), twice / "other_flair.nii.gz")
+    with pytest.raises(ValueError, match="FLAIR is there twice"):
+        nifti.load_case(twice)
+
+
+def test_a_prepared_case_is_read_in_its_own_brightness(tmp_path):
+    nifti.prepare(folder_case(tmp_path / "raw").parent, tmp_path / "data", 32)
+    case = nifti.load_case(next((tmp_path / "data" / "brats").glob("*.npz")))
+    assert [x[x > 0].median().item() for x in case.image] == pytest.approx([1050, 2050, 3050, 4050], rel=0.05)
+
+
+def test_a_voxel_of_a_cube_is_the_mean_of_what_it_covers():
+    image = torch.randint(1, 1000, (4, 48, 48, 48), generator=torch.Generator().manual_seed(0)).float()
+    cube = nifti.cube(nifti.Case("noise", image, torch.zeros(48, 48, 48, dtype=torch.uint8), 1.0), 16)
+    means = image.view(4, 16, 3, 16, 3, 16, 3).mean((2, 4, 6))
+    ours = torch.from_numpy(cube["image"]) * torch.from_numpy(cube["scale"]).view(4, 1, 1, 1) / 255
+    torch.testing.assert_close(ours, means, rtol=0, atol=4)  # of 1,000 in 255 steps
 
 
 def agreement(left: torch.Tensor, right: torch.Tensor) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from cosquant_lite import report, reproduce
+from cosquant_lite import report, reproduce, runs
 from cosquant_lite.__main__ import main
 
 START = """from cosquant_lite import notebook
@@ -225,6 +225,8 @@ def test_interrupted_or_killed_it_keeps_what_was_finished_and_nothing_half(cours
     if how == signal.SIGINT:
         assert "interrupted; finished and kept: 00_first;" in printed
         assert not list(out.glob(".running*"))
+        said = json.loads((out / "report.json").read_text())["notebooks"]
+        assert [notebook["status"] for notebook in said] == ["finished", "not finished"]
     finals = sorted(str(file.relative_to(out)) for file in out.glob("[!.]*/*"))
     assert finals == ["figures/00-line.png", "figures/00-line.svg", "notebooks/00_first.ipynb", "records/00_first.json"]
     json.loads((out / "records" / "00_first.json").read_text())
@@ -236,3 +238,67 @@ def test_interrupted_or_killed_it_keeps_what_was_finished_and_nothing_half(cours
     assert run(out) == 0
     assert not list(out.glob(".running*"))
     assert os.path.exists(out / "records" / "01_slow.json")
+
+
+def test_the_folder_of_somebody_else_s_running_process_stays(tmp_path, monkeypatch):
+    for number in (1, 2):
+        (tmp_path / f".running-00_first-{number}").mkdir()
+
+    def kill(pid, signal):
+        raise PermissionError if pid == 1 else ProcessLookupError
+
+    monkeypatch.setattr(os, "kill", kill)
+    reproduce._remove_dead(tmp_path)
+    assert [folder.name for folder in tmp_path.iterdir()] == [".running-00_first-1"]
+
+
+def test_versions_and_results_change_what_is_up_to_date_and_expectations_do_not(tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "EXPECTED", tmp_path / "results" / "expected.json")
+    (path, *_), keys = reproduce.all_notebooks(), []
+    for change in (lambda: None, lambda: report.EXPECTED.write_text("{}"),
+                   lambda: (tmp_path / "results" / "run.json").write_text("{}"),
+                   lambda: monkeypatch.setattr(runs, "versions", lambda: {"torch": "0.1"})):  # fmt: skip
+        change()
+        keys.append(reproduce._key(path, {"data": "embedded"}))
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
+
+
+def test_notebooks_run_once_each_in_the_order_of_the_course():
+    assert [path.stem[:2] for path in reproduce._select("03, 01,03")] == ["01", "03"]
+
+
+def test_a_change_of_the_package_makes_a_notebook_run_again(course, tmp_path, monkeypatch):
+    write_notebook(course, "00_first", 'run.record("one", 1.0)')
+    (tmp_path / "package" / "datasets").mkdir(parents=True)
+    monkeypatch.setattr(reproduce, "__file__", str(tmp_path / "package" / "reproduce.py"))
+    (path,), keys = course.iterdir(), set()
+    for name in ("reproduce.py", "datasets/deep.py", "style.mplstyle"):
+        keys.add(reproduce._key(path, {"data": "embedded"}))
+        (tmp_path / "package" / name).write_text(name)
+    assert len(keys | {reproduce._key(path, {"data": "embedded"})}) == 4
+
+
+def test_auto_notices_the_official_archive(course, tmp_path, monkeypatch):
+    """It has no source.json or SHA256SUMS that would tell."""
+    monkeypatch.setenv("COSQUANT_DATA", str(tmp_path))
+    write_notebook(course, "00_first", 'run.record("one", 1.0)')
+    (path,) = course.iterdir()
+    path.write_text(path.read_text().replace("out)", 'out, uses=\\"cifar10\\")'))
+    before = {data: reproduce._key(path, {"data": data}) for data in ("auto", "embedded")}
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    assert reproduce._key(path, {"data": "auto"}) != before["auto"]
+    assert reproduce._key(path, {"data": "embedded"}) == before["embedded"]
+
+
+def test_the_record_is_moved_last(tmp_path, monkeypatch):
+    scratch, out, moved, move = tmp_path / "scratch", tmp_path / "out", [], os.replace
+    for name in ("notebooks/00_first.ipynb", "figures/00-line.svg", "records/00_first.json"):
+        (scratch / name).parent.mkdir(parents=True)
+        (scratch / name).write_text("{}")
+    monkeypatch.setattr(os, "replace", lambda file, final: (moved.append(final.name), move(file, final)))
+    reproduce._move(scratch, out, scratch / "records" / "00_first.json")
+    assert len(moved) == 3
+    assert moved[-1] == "00_first.json", "it says that the rest is complete"

@@ -1,9 +1,12 @@
 """The BraTS task: phantoms, patches, augmentation, Dice against its definition, and the same loop as for images."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from memory import peak_memory
+from torch.nn.functional import cross_entropy, one_hot
 
 from cosquant_lite import segmentation, wire
 from cosquant_lite.__main__ import main
@@ -156,3 +159,61 @@ def test_the_command_line_runs_it_and_shows_dice(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "data: embedded phantom (synthetic, 32x32x32), not BraTS" in out
     assert "dice" in out
+
+
+def test_phantoms_are_twenty_patients_from_four_scanners():
+    volumes = phantom.phantoms(32)
+    names = volumes.train_cases + volumes.test_cases
+    x, y = torch.cat([volumes.train_x, volumes.test_x]), torch.cat([volumes.train_y, volumes.test_y])
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(y, 2))
+    tissue = (y == 0)[:, None] & (x > 0)
+    grey = {}
+    for letter in "ABC":
+        scanner = torch.tensor([brats.site(name) == f"scanner{letter}" for name in names])
+        grey[letter] = x[scanner].float()[tissue[scanner]].mean()
+    assert grey["B"] > 1.05 * grey["A"], "gamma 0.8"
+    assert grey["C"] < 0.95 * grey["A"], "gamma 1.25"
+
+
+def plain_task(volumes):
+    config = FedConfig(dataset="brats", data="embedded", clients=2, clients_per_round=2)
+    return segmentation.task(config, volumes, [], torch.device("cpu"))
+
+
+def test_the_loss_is_cross_entropy_and_one_minus_dice_of_the_softmax(volumes):
+    draws = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 6, 6, 6, generator=draws)
+    label = torch.randint(4, (2, 1, 6, 6, 6), generator=draws)
+    p, truth = logits.softmax(1), one_hot(label[:, 0], 4).movedim(-1, 1)
+    dice = 2 * (p * truth).sum((2, 3, 4)) / (p + truth).sum((2, 3, 4))
+    by_hand = cross_entropy(logits, label[:, 0]) + 1 - dice.mean()
+    assert plain_task(volumes).loss_of(logits, label).item() == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+def test_without_augmentation_a_batch_is_its_normalised_cases(volumes):
+    task = plain_task(volumes)
+    x, y = volumes.train_x[:2], volumes.train_y[:2]
+    images, labels = task.prepare(x, y, task.draw(2, torch.Generator().manual_seed(0)))
+    assert torch.equal(images, torch.stack([segmentation.plain(segmentation.normalise(one.float())) for one in x]))
+    assert torch.equal(labels[:, 0], y)
+
+
+def test_every_augmented_case_is_scaled_and_shifted_by_up_to_a_tenth(volumes):
+    x, y = volumes.train_x[0], volumes.train_y[0]
+    plain = segmentation.sample(x, y, False, 0)[0]
+    for seed in range(8):
+        image, label = segmentation.sample(x, y, True, seed)
+        image = image if torch.equal(label[0], y) else image.flip(1)
+        shift = image[:, (x == 0).all(0)].mean()
+        scale = (image - shift)[plain > 1].sum() / plain[plain > 1].sum()
+        torch.testing.assert_close(image, scale * plain + shift, rtol=0, atol=1e-4)
+        assert 0 < abs(shift) < 0.1
+        assert 0 < abs(scale - 1) < 0.1
+
+
+def test_a_case_that_fits_is_seen_whole():
+    image, model = phantom.phantoms(32).test_x[0], unet("unet-tiny")
+    model.load_state_dict(initial_weights(model, 0))
+    with torch.inference_mode():
+        whole = model(segmentation.plain(segmentation.normalise(image.float()))[None])[0].argmax(0)
+    assert (segmentation.predict(model, image) == whole).float().mean() > 0.999
