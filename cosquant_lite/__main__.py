@@ -88,15 +88,24 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--flower", type=Path, help="a script that prints the seconds of Flower's rounds, to compare")
     parser.add_argument("--clients", default="10,100,1000", help="of scale: how many clients (default: 10,100,1000)")
-    parser.set_defaults(command=_bench)
+    parser.set_defaults(command=partial(_bench, parser))
 
 
-def _bench(args: argparse.Namespace) -> None:
+def _bench(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     from cosquant_lite.bench import bench
     from cosquant_lite.bench_round import bench_round, check_round
 
     files = {"codec": "bench.json", "round": "round.json", "scale": "scale.json"}
-    for name in (args.only,) if args.only else ("codec", "round"):  # an error before the measurement, not after it
+    options = {
+        "codec": {"entries", "repeat"},
+        "round": {"repeat", "device", "profile", "flower"},
+        "scale": {"clients"},
+    }
+    wanted = (args.only,) if args.only else ("codec", "round")
+    for option in sorted(set().union(*options.values()) - set().union(*(options[name] for name in wanted))):
+        if getattr(args, option) != parser.get_default(option):
+            raise ValueError(f"--{option} is no option of what is measured here, which is {' and '.join(wanted)}")
+    for name in wanted:  # an error before the measurement, not after it
         runs.check_writable(args.out / files[name])
     if args.only in (None, "round"):
         check_round(args.repeat, args.flower, args.device, args.profile)

@@ -22,6 +22,8 @@ def capture(out: Path) -> dict:
 
     Arrays are stored as float16 (the error that this makes is in the provenance). Returns the provenance.
     """
+    for name in (UPDATE_FILE, UPDATE_PROVENANCE):  # an error before the training, not after it
+        runs.check_writable(out / name)
     images = load_data(CONFIG.dataset, CONFIG.data)
     arrays, stages = {}, {}
     progress = tqdm(federated.rounds(CONFIG, images), total=CONFIG.rounds, unit="round", desc="capture")

@@ -106,9 +106,17 @@ def read_key(path: Path, key: str):
 
 
 def exit_status(command: Callable[[], int | None], interrupted: str = "interrupted") -> int:
-    """What a command line returns: expected failures are one line on stderr and 2, not a traceback; Ctrl-C is 130."""
+    """What a command line returns: expected failures are one line on stderr and 2, not a traceback; Ctrl-C is 130.
+
+    If whoever reads the output has gone (`head` has enough), it ends without a word, with 141 as other programs do.
+    """
     try:
-        return command() or 0
+        status = command() or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return 141
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

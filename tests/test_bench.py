@@ -42,6 +42,17 @@ def test_wrong_numbers_are_refused(tmp_path, capsys):
     assert "repeat must be at least 1, got 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("words", "named"), [
+    (["--only", "codec", "--device", "cuda"], "--device is no option of what is measured here, which is codec"),
+    (["--only", "scale", "--entries", "5"], "--entries is no option of what is measured here, which is scale"),
+    (["--clients", "10"], "--clients is no option of what is measured here, which is codec and round"),
+])  # fmt: skip
+def test_an_option_of_another_measurement_is_refused(tmp_path, capsys, words, named):
+    assert main(["bench", *words, "--out", str(tmp_path)]) == 2
+    assert named in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_encoding_takes_at_most_one_and_a_half_times_the_memory_of_its_input():
     x = torch.randn(2**22, generator=torch.Generator().manual_seed(0))
     codecs = bench._ours()

@@ -239,6 +239,14 @@ def test_import_replaces_an_older_one(root, tree):
     assert sorted(entry.name for entry in root.iterdir()) == ["cifar10"]
 
 
+def test_where_capture_cannot_write_is_said_before_it_trains(root, tree, tmp_path, monkeypatch):
+    cifar10.import_from(tree, root)
+    monkeypatch.setattr(federated, "rounds", lambda *_: pytest.fail("trained"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        capture.capture(tmp_path / "file" / "out")
+
+
 def test_capture_stores_the_first_client_s_update_and_its_weights(root, tree, tmp_path, monkeypatch, capsys):
     cifar10.import_from(tree, root)
     config = dataclasses.replace(capture.CONFIG, rounds=3, clients=4, clients_per_round=2, epochs=1)

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 
 import pytest
 
@@ -22,6 +23,15 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypa
         runs.write_json(target, {"a": 2})
     assert json.loads(target.read_text()) == {"a": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_reader_who_has_gone_is_no_error():
+    """As with `| head -1`."""
+    code = "from cosquant_lite import runs; raise SystemExit(runs.exit_status(lambda: print('a line')))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
 
 
 def test_nan_is_refused_before_anything_is_written(tmp_path):
