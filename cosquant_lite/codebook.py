@@ -181,8 +181,13 @@ class Eden(Codebook):
 
 @cache
 def gaussian_levels(bits: int) -> tuple[float, ...]:
-    """Lloyd's and Max's levels for the standard Gaussian: each is the mean of what is nearest to it."""
-    levels = torch.special.ndtri((torch.arange(2**bits, dtype=torch.float64, device="cpu") + 0.5) / 2**bits)
+    """Lloyd's and Max's levels for the standard Gaussian: each is the mean of what is nearest to it.
+
+    They begin as dense as the cube root of the Gaussian's density, which is a Gaussian of variance 3: from its own
+    quantiles 256 levels are far from the best ones after these 5,000 steps, too.
+    """
+    quantiles = (torch.arange(2**bits, dtype=torch.float64, device="cpu") + 0.5) / 2**bits
+    levels = math.sqrt(3) * torch.special.ndtri(quantiles)
     end = levels.new_tensor([torch.inf])
     for _ in range(5000):
         cuts = torch.cat([-end, (levels[1:] + levels[:-1]) / 2, end])

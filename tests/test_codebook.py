@@ -77,6 +77,15 @@ def test_lloyd_max_reaches_the_textbook_s_error_on_a_gaussian(bits, error):
     )
 
 
+@pytest.mark.parametrize("bits", [7, 8])
+def test_many_levels_for_a_gaussian_are_the_best_ones(bits):
+    """Panter and Dite 1951: the error of L fine levels approaches sqrt(3) pi / (2 L^2), here from below."""
+    levels = torch.tensor(gaussian_levels(bits), dtype=torch.float64)
+    x = torch.special.ndtri((torch.arange(2**20, dtype=torch.float64) + 0.5) / 2**20)
+    error = (x - levels[torch.searchsorted((levels[1:] + levels[:-1]) / 2, x)]).square().mean()
+    assert float(error) == pytest.approx(math.sqrt(3) * math.pi / 2 / 4**bits, rel=0.02)
+
+
 def test_many_levels_reach_the_tails():
     """A Laplacian of unit variance with L fine levels: 9 / (2 L^2), by Panter and Dite's formula."""
     x = torch.distributions.Laplace(0.0, 0.5**0.5).icdf(torch.rand(100_000, generator=coins()).clamp(1e-6, 1 - 1e-6))
