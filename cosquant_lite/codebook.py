@@ -12,6 +12,8 @@
 s = 2**(B-1) - 1 is the number of levels on each side of zero; of the 2**B codes one is left over. The papers send fewer
 floats, since one norm tells all levels: here they cost 4 * 2**B bytes a tensor, and the first five need no code of their
 own to be decoded. Stochastic rounding between two levels is unbiased in the value.
+Each tensor has one norm: QSGD's buckets of some hundred or thousand entries are not here, nor is the clipping at 2.5
+standard deviations that TernGrad's authors add.
 
 Alistarh, Grubic, Li, Tomioka, Vojnovic: QSGD, NeurIPS 2017. Wen et al.: TernGrad, NeurIPS 2017. Ramezani-Kebrya et al.:
 NUQSGD, JMLR 2021. Vargaftik et al.: DRIVE, NeurIPS 2021; EDEN, ICML 2022.
