@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-CANDIDATES = (0.0, *(0.5 * 2 ** (-i / 2) for i in range(20, 0, -1)))  # none, then 0.05 % to 35 % in steps of root two
+CANDIDATES = (0.0, *(0.5 * 2 ** (-i / 2) for i in range(36, 0, -1)), 0.43, 0.49)  # in steps of root two up to 35 %
 BINS = 2**15
 
 
@@ -30,8 +30,9 @@ def best(found: Tensor, quantizer) -> float:
     if not len(filled) or not middle.isfinite().all():  # nothing to clip; NaN and infinity are refused elsewhere
         return 0.0
     above = n.flip(0).cumsum(0).flip(0)  # entries in this bin and the larger ones
-    errors = [error(n, middle, float(middle[above > math.floor(clip * n.sum())][-1]), quantizer) for clip in CANDIDATES]
-    return CANDIDATES[min(range(len(errors)), key=errors.__getitem__)]
+    cut = {math.floor(clip * n.sum()): clip for clip in reversed(CANDIDATES)}  # of those that cut as many, the smallest
+    errors = {clip: error(n, middle, float(middle[above > k][-1]), quantizer) for k, clip in cut.items()}
+    return min(sorted(errors), key=errors.get)
 
 
 def error(n: Tensor, x: Tensor, largest: float, quantizer) -> float:
