@@ -73,9 +73,9 @@ class Deployment:
                 [BIN / "flwr", *words], env=self._env(), capture_output=True, text=True, timeout=timeout, check=False
             )
         except subprocess.TimeoutExpired:
-            raise OSError(f"flwr {' '.join(words)} did not end within {timeout} s") from None
+            raise OSError(f"flwr {' '.join(words)} did not end within {timeout} s{self._ended()}") from None
         if done.returncode:
-            raise OSError(f"flwr {' '.join(words)} failed: {(done.stdout + done.stderr)[-800:]}")
+            raise OSError(f"flwr {' '.join(words)} failed: {(done.stdout + done.stderr)[-800:]}{self._ended()}")
         return done.stdout
 
     def run(self, app: Path, limit: float = 300, **settings) -> str:
@@ -88,6 +88,12 @@ class Deployment:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+    def _ended(self) -> str:
+        """Which nodes are not there any more, each with the end of its log."""
+        ended = [partition for partition, process in self.nodes.items() if process.poll() is not None]
+        logs = [(self.home / f"node{partition}.log").read_text()[-300:] for partition in ended]
+        return "".join(f"; SuperNode {partition} has ended: {log}" for partition, log in zip(ended, logs))
 
     def _start(self, program: str, words: list[str], log: str) -> subprocess.Popen:
         with (self.home / log).open("a") as file:

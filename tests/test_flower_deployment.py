@@ -5,6 +5,7 @@ One deployment for all tests, which run in this order. Nothing here depends on h
 
 import re
 import shutil
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("flwr", reason='Flower is not installed: pip install "cosquant-lite[flower]"')
+from cosquant_lite import loopback
 from cosquant_lite.datasets import load_data
 from cosquant_lite.federated import FedConfig, rounds
 from cosquant_lite.loopback import deployment
@@ -157,3 +159,18 @@ def test_the_simulation_engine_runs_the_same_app(tmp_path):
     assert f"round 1: accuracy {ours['accuracy']:.2%}, loss {ours['loss']:.3f}" in log
     assert [line[0] for line in results(log)] == [1, 2]
     assert all(0 < line[2] - ours["bytes_up"] < 4 * 100 for line in results(log))
+
+
+def test_a_node_that_has_ended_is_named_when_a_command_takes_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(loopback, "BIN", tmp_path)
+    (tmp_path / "flwr").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "flwr").chmod(0o700)
+    (tmp_path / "node1.log").write_text("no such key")
+    nodes = {0: subprocess.Popen(["sleep", "60"]), 1: subprocess.Popen(["true"])}
+    nodes[1].wait()
+    try:
+        with pytest.raises(OSError, match=r"flwr run did not end within 0.5 s; SuperNode 1 has ended: no such key$"):
+            loopback.Deployment(tmp_path, 1, None, nodes=nodes).flwr("run", timeout=0.5)
+    finally:
+        nodes[0].kill()
+        nodes[0].wait()
