@@ -476,3 +476,139 @@ def test_the_package_does_not_need_flower_and_the_module_says_what_to_install():
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert 'pip install "cosquant-lite[flower]"' in printed
+
+
+def test_what_a_node_remembers_of_a_run_of_one_round_is_not_added_to_the_next_run():
+    """The first round of both has the same number."""
+    grid = Loopback(toy([compressed]), 2)
+    first, second = (
+        Compressed(FedAvg(), up="sign", up_feedback=True).start(grid, ArrayRecord(STATE), num_rounds=1)
+        for _ in range(2)
+    )
+    for name, w in first.arrays.to_torch_state_dict().items():
+        assert torch.equal(w, second.arrays.to_torch_state_dict()[name])
+
+
+@pytest.mark.parametrize("down", ["cosine:2,rounding=stochastic", "none"])
+def test_other_seeds_and_rounds_have_other_coins(down):
+    """down alone, then up alone."""
+    up = "none" if down != "none" else "cosine:2,rounding=stochastic"
+
+    def end(**options):
+        seen = []
+        result = play(Compressed(FedAvg(), down=down, up=up, **options), toy([compressed], seen))
+        return seen[0]["layer.weight"] if up == "none" else result.arrays.to_torch_state_dict()["layer.weight"]
+
+    first = end()  # up to rounding: Flower draws the order in which nodes are added
+    assert torch.allclose(end(seed=0, after=0), first, atol=1e-5)
+    for options in ({"seed": 1}, {"after": 1}):
+        assert not torch.allclose(end(**options), first, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["partition-id", "none"])
+def test_every_node_has_coins_of_its_own(name):
+    """With a deployment that numbers no partitions, too."""
+    app = ClientApp(mods=[compressed])
+
+    @app.train()
+    def train(message, context):
+        state = message.content["arrays"].to_torch_state_dict()
+        moved = {key: w + torch.linspace(-1, 1, w.numel()).view(w.shape).to(w.dtype) for key, w in state.items()}
+        metrics = MetricRecord({"num-examples": 1})
+        return Message(RecordDict({"arrays": ArrayRecord(moved), "metrics": metrics}), reply_to=message)
+
+    class Kept(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            replies = list(replies)
+            self.seen = [reply.content["arrays"].to_torch_state_dict()["layer.weight"] for reply in replies]
+            return super().aggregate_train(server_round, replies)
+
+    grid, inside = Loopback(app, 2), Kept(fraction_evaluate=0)
+    for context in grid.contexts.values():
+        context.node_config = {k: v for k, v in context.node_config.items() if k == name}
+    Compressed(inside, up="cosine:2,rounding=stochastic").start(grid, ArrayRecord(STATE), num_rounds=1)
+    assert not torch.equal(*inside.seen)
+
+
+def test_a_frame_that_would_grow_beyond_what_was_sent_is_refused_before_it_does(caplog):
+    def bomb(number, reply):
+        if number == 2:
+            reply.content["arrays"][STYPE].data = wire.encode({"large": torch.zeros(10**6)}, None)
+        return reply
+
+    play(Compressed(FedAvg()), toy([compressed]), spoil=bomb)
+    assert "allows no more than that" in caplog.text
+
+
+def test_a_node_decodes_no_more_than_the_server_says(caplog):
+    class Growing(Failing):
+        def send_and_receive(self, messages, timeout=None):
+            messages = list(messages)
+            for message in messages:
+                message.content["arrays"][STYPE].data = wire.encode({"large": torch.zeros(10**6)}, None)
+            return super().send_and_receive(messages, timeout)
+
+    Compressed(FedAvg()).start(Growing(toy([compressed])), ArrayRecord(STATE), num_rounds=1)
+    assert "allows no more than that" in caplog.text
+
+
+def test_updates_with_nodes_that_failed_are_all_refused_if_those_that_came_are():
+    def spoil(number, reply):
+        return Message(Error(code=0, reason="gone"), reply_to=reply) if number == 0 else plain(2, reply)
+
+    with pytest.raises(RuntimeError, match="all 3 updates were refused"):
+        play(Compressed(FedAvg()), toy([compressed]), spoil=spoil)
+
+
+def test_seeds_that_do_not_fit_a_message_are_refused_at_once():
+    for value in (2**63, True):
+        with pytest.raises(ValueError, match="seed must be a whole number of at least 0 and below"):
+            Compressed(FedAvg(), seed=value)
+
+
+def test_infinite_updates_are_refused(caplog):
+    def infinite(number, reply):
+        if number == 2:
+            spoilt = {**STATE, "layer.bias": torch.full((20,), torch.inf)}
+            reply.content["arrays"][STYPE].data = wire.encode(spoilt, None)
+        return reply
+
+    assert play(Compressed(FedAvg()), toy([compressed]), spoil=infinite).train_metrics_clientapp[1]["refused"] == 1
+
+
+def test_the_app_does_not_see_the_settings_and_its_own_records_come_back():
+    app = ClientApp(mods=[compressed])
+
+    @app.train()
+    def train(message, context):
+        assert sorted(message.content) == ["arrays", "config"]
+        own, metrics = ArrayRecord({"mine": torch.ones(2)}), MetricRecord({"num-examples": 1})
+        return Message(
+            RecordDict({"arrays": message.content["arrays"], "own": own, "metrics": metrics}), reply_to=message
+        )
+
+    class Kept(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            replies = list(replies)
+            self.seen = [reply.content["own"].to_torch_state_dict()["mine"].tolist() for reply in replies]
+            for reply in replies:
+                del reply.content["own"]
+            return super().aggregate_train(server_round, replies)
+
+    inside = Kept(fraction_evaluate=0)
+    Compressed(inside, up="cosine:2").start(Loopback(app), ArrayRecord(STATE), num_rounds=1)
+    assert inside.seen == [[1.0, 1.0]] * 4
+
+
+def test_truth_values_and_feedback_go_together():
+    app = ClientApp(mods=[compressed])
+
+    @app.train()
+    def train(message, context):
+        state = message.content["arrays"].to_torch_state_dict()
+        metrics = MetricRecord({"num-examples": 1})
+        return Message(RecordDict({"arrays": ArrayRecord(state), "metrics": metrics}), reply_to=message)
+
+    first = ArrayRecord({"w": torch.ones(20), "flags": torch.tensor([True, False])})
+    strategy = Compressed(FedAvg(fraction_evaluate=0), up="sign", up_feedback=True)
+    assert strategy.start(Loopback(app), first, num_rounds=1).train_metrics_clientapp[1]["refused"] == 0

@@ -1,5 +1,6 @@
 """The fast path gives what the definition gives, whatever the input and the number of threads."""
 
+import pickle
 from functools import partial
 
 import numpy as np
@@ -169,22 +170,6 @@ def test_the_kth_largest_is_the_same_sorted_and_counted(monkeypatch):
             assert kernels.statistics(x, clip)[1] == quantize.statistics(x.double(), clip)[1]
 
 
-def test_compiled_code_that_cannot_be_kept_is_compiled_again(monkeypatch):
-    """A full disk, or half a file in the cache."""
-
-    def broken(function):
-        def call(*arguments):
-            raise OSError("No space left on device")
-
-        return call
-
-    real = kernels.numba.njit
-    monkeypatch.setattr(kernels.numba, "njit", lambda **options: broken if "cache" in options else real(**options))
-    add = kernels._kernel(lambda a, b: a + b)
-    assert add(2, 3) == 5
-    assert add(2.5, 3) == 5.5
-
-
 @pytest.mark.parametrize("shape", [(600, 500), (500, 600)])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_large_tensor_with_a_bad_entry_is_refused_as_a_small_one_is(bad, shape):
@@ -209,3 +194,83 @@ def test_cuda_codes_are_those_of_the_cpu(make):
         assert wrong < 1e-4  # the last bit of the norm moves every border a little
         values = kernels.dequantize_packed(packed, make(bits).table(floats), bits, N)
         assert values.is_cuda
+
+
+def test_neither_a_fitted_scale_nor_an_automatic_clip_depends_on_the_number_of_threads():
+    x = torch.randn(4_000_001, generator=torch.Generator().manual_seed(7)) + 0.1
+    quantizer = Cosine(3, clip="auto", scale="mse")
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            floats, packed = kernels.quantize_packed(x, quantizer)
+            sums, counts = kernels._by_code(x, packed, 3)
+            magnitudes = kernels._magnitudes(x)
+            results.append((floats, packed.numpy().tobytes(), sums.tolist(), counts.tolist(), magnitudes.tolist()))
+    finally:
+        torch.set_num_threads(threads)
+    assert results[1:] == results[:1] * 2
+    assert counts.sum() == len(x)
+
+
+@pytest.mark.parametrize("error", [OSError, EOFError, pickle.UnpicklingError])
+def test_compiled_code_that_cannot_be_kept_or_read_is_compiled_again(monkeypatch, error):
+    """A full disk, or half a file in the cache."""
+
+    def broken(function):
+        def call(*arguments):
+            raise error
+
+        return call
+
+    real = kernels.numba.njit
+    real(lambda: 0)()  # the first compilation of a process imports modules that use njit themselves
+    monkeypatch.setattr(kernels.numba, "njit", lambda **options: broken if "cache" in options else real(**options))
+    add = kernels._kernel(lambda a, b: a + b)
+    assert add(2, 3) == 5
+    assert add(2.5, 3) == 5.5
+
+
+def test_without_a_folder_for_compiled_code_it_is_compiled_in_every_process(monkeypatch):
+    def nowhere(function):
+        raise RuntimeError("cannot cache function: no locator available")
+
+    real = kernels.numba.njit
+    real(lambda: 0)()
+    monkeypatch.setattr(kernels.numba, "njit", lambda **options: nowhere if "cache" in options else real(**options))
+    assert kernels._kernel(lambda a, b: a + b)(2, 3) == 5
+
+
+@pytest.mark.parametrize("quantizer", [Cosine(2, scale="unbiased"), Uniform(2, scale="mse")], ids=str)
+def test_a_fitted_scale_is_fitted_to_what_the_mask_keeps(quantizer):
+    x = INPUTS["gaussian"](torch.Generator().manual_seed(5))
+    keep = torch.rand(N, generator=torch.Generator().manual_seed(6)) < 0.3
+    exact = quantizer.quantize(x, keep=keep).floats
+    assert kernels.quantize_packed(x, quantizer, keep=keep)[0] == pytest.approx(exact, rel=3e-7)
+    arrived = quantizer.dequantize(quantizer.quantize(x, keep=keep)).double()
+    along, kept = float(arrived @ x[keep].double()), x[keep] if quantizer.scale == "unbiased" else arrived
+    assert along == pytest.approx(float(kept.double().square().sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("n", [3, 2**16, 2**17 + 5])
+def test_look_up_names_every_entry(n):
+    codes = (torch.arange(n) % 251).to(torch.uint8)
+    table = torch.linspace(-1, 1, 256)
+    assert torch.equal(kernels.look_up(codes, table), table[codes.int()])
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_codes_of_a_range_from_below_to_zero_are_those_of_the_definition(bits):
+    """Where the larger end is the low one, and entries lie on the borders themselves."""
+    x = -torch.arange(kernels.SMALL).remainder(511).float() / 2
+    quantizer = Uniform(bits, clip=0, range="minmax")
+    _, packed = kernels.quantize_packed(x, quantizer)
+    assert torch.equal(unpack(packed, bits, len(x)), quantizer.quantize(x).codes)
+
+
+def test_codes_are_those_of_the_definition_where_three_borders_share_a_cell():
+    """Near the ends of a cosine that spans the whole norm."""
+    quantizer, floats = Cosine(8, clip=0), (1.0, 0.0)
+    points = torch.cat([torch.linspace(-1, -0.99, kernels.SMALL), torch.linspace(0.99, 1, kernels.SMALL)])
+    packed = kernels._nearest(points.numpy(), quantizer, floats)
+    assert torch.equal(unpack(packed, 8, len(points)), quantizer.codes(points, floats))

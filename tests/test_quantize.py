@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cosquant_lite.datasets import synthetic
 from cosquant_lite.metrics import mean_nmse
-from cosquant_lite.quantize import Cosine, Quantized, Uniform
+from cosquant_lite.quantize import Cosine, Quantized, Uniform, check_generator
 
 REFERENCE = np.load(Path(__file__).parent / "data" / "cosine_reference.npz")
 CASES = json.loads(str(REFERENCE["meta"]))
@@ -346,3 +346,30 @@ def test_the_coins_know_nothing_of_the_data():
     x = synthetic.gaussian(65_536, 0)
     errors = [mean_nmse(x, Cosine(1, rounding="stochastic"), seed=seed) for seed in range(5)]
     assert errors[0] == pytest.approx(np.mean(errors[1:]), rel=0.02)
+
+
+def test_a_generator_on_another_device_is_refused():
+    with pytest.raises(ValueError, match="the generator is on cpu, the tensor on cuda; they must be on the same"):
+        check_generator("stochastic", generator(), torch.device("cuda"))
+
+
+def test_a_low_end_beyond_float32_is_refused_as_a_high_one_is():
+    with pytest.raises(ValueError, match="low -1e\\+39 is beyond the float32"):
+        Uniform(2, clip=0).quantize(torch.tensor([-1e39, 1.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("scale", ["mse", "unbiased"])
+def test_a_mask_that_keeps_only_zeros_leaves_the_scale_as_it_is(scale):
+    x = torch.tensor([0.0, 3.0, 0.0, -1.0])
+    for keep in (x == 0, x > 9):
+        assert Cosine(2, scale=scale).quantize(x, keep=keep).floats == Cosine(2).quantize(x).floats
+
+
+@pytest.mark.parametrize("scale", ["mse", "unbiased"])
+def test_a_fitted_scale_is_fitted_to_what_a_mask_keeps(scale):
+    x = tensor()
+    keep = torch.rand(1000, generator=generator(1)) < 0.3
+    quantizer = Cosine(2, scale=scale)
+    arrived, kept = quantizer.dequantize(quantizer.quantize(x, keep=keep)).double(), x[keep].double()
+    wanted = kept if scale == "unbiased" else arrived
+    assert float(arrived @ kept) == pytest.approx(float(wanted @ wanted), rel=1e-6)
