@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosquant_lite.datasets import synthetic
-from cosquant_lite.metrics import mean_nmse
+from cosquant_lite.metrics import mean_nmse, nmse
 from cosquant_lite.quantize import Cosine, Quantized, Uniform, check_generator
+from cosquant_lite.streams import generator as stream
 
 REFERENCE = np.load(Path(__file__).parent / "data" / "cosine_reference.npz")
 CASES = json.loads(str(REFERENCE["meta"]))
@@ -373,3 +374,23 @@ def test_a_fitted_scale_is_fitted_to_what_a_mask_keeps(scale):
     arrived, kept = quantizer.dequantize(quantizer.quantize(x, keep=keep)).double(), x[keep].double()
     wanted = kept if scale == "unbiased" else arrived
     assert float(arrived @ kept) == pytest.approx(float(wanted @ wanted), rel=1e-6)
+
+
+def test_nmse_is_the_energy_of_the_error_over_that_of_x():
+    x, y = tensor(), tensor(seed=1)
+    assert nmse(x, x) == 0
+    assert nmse(x, torch.zeros(1000)) == 1
+    a, b = (z.numpy().astype(np.float64) for z in (x, y))
+    exact = np.square(a - b).sum() / np.square(a).sum()
+    assert nmse(x, y) == pytest.approx(exact, rel=1e-12)
+    assert nmse(1e30 * x, 1e30 * y) == pytest.approx(exact, rel=1e-6), "squares of large float32 are no float32"
+    assert nmse(torch.zeros(3), torch.ones(3)) == math.inf
+    assert math.isnan(nmse(torch.zeros(3), torch.zeros(3)))
+
+
+def test_mean_nmse_is_the_mean_of_round_trips_with_fresh_coins():
+    x, quantizer, coins = tensor(), Cosine(2, rounding="stochastic"), stream(7, "coins")
+    errors = [nmse(x, quantizer.roundtrip(x, coins)) for _ in range(3)]
+    assert len(set(errors)) == 3
+    assert mean_nmse(x, quantizer, trials=3, seed=7) == pytest.approx(sum(errors) / 3)
+    assert mean_nmse(x, Cosine(2), trials=3) == nmse(x, Cosine(2).roundtrip(x))
