@@ -1,9 +1,9 @@
 """The clients of a round trained together on one device: the same steps as `training.train_client`, batched over clients.
 
 One network with a leading client dimension on every weight (torch.func.vmap). Results agree with the plain path but for
-rounding: sums run in another order, and on a GPU `federated.usable` lets products round what goes in to TF32. There a
-step is compiled (torch.compile; TORCH_COMPILE_DISABLE=1 turns that off), and the steps of an epoch are recorded once as a
-CUDA graph, which is then launched as a whole.
+rounding: sums run in another order, and on a GPU the factors of products are rounded: of convolutions to FACTORS, of other
+layers to TF32 (`federated.usable`). There a step is compiled (torch.compile; TORCH_COMPILE_DISABLE=1 turns that off), and
+the steps of an epoch are recorded once as a CUDA graph, which is then launched as a whole.
 """
 
 from collections.abc import Callable
@@ -21,6 +21,7 @@ from cosquant_lite.training import LocalSGD, State, as_they_are, nothing
 
 # one kernel for the shifted copies of an image, which reads the image from memory and does not compute it nine times over
 OPTIONS = {"force_pointwise_cat": True, "realize_reads_threshold": 1}
+FACTORS = torch.bfloat16  # as in mixed-precision training: weights, their updates and all else stay float32
 TOGETHER = 5  # samples in a matrix product, at most: fewer are many copies of the weights, more leave a GPU idle
 KEPT = (
     16  # graphs; torch.compile stops at 8 variants of a step in a process, and others run slower, with the same results
@@ -42,14 +43,13 @@ def start_clients(
 
     Returns a function that waits for the results, which are on the CPU: a GPU trains while the caller does something else.
     """
-    orders, drawn = zip(*(_draws(y.shape[1], sgd, draw, shuffle) for shuffle in shuffles))
-    here = [torch.stack(orders), torch.stack(drawn), torch.tensor(sgd.lr), *weights.values()]
-    orders, drawn, lr, *start = _to_device(y.device, here)
-    epoch = _epoch_of(model, tuple(weights), replace(sgd, lr=0.0), loss_of, prepare, y.is_cuda)
+    epoch = _epoch_of(model, tuple(weights), replace(sgd, lr=0.0), loss_of, prepare, y.is_cuda, _factors(y.device))
+    lr, *start = _to_device(y.device, [torch.tensor(sgd.lr), *weights.values()])
     params = [w.expand(len(y), *w.shape) for w in start]
     state, losses = params + [torch.zeros_like(p) for p in params], []
-    for order, numbers in zip(orders.split(y.shape[1], 1), drawn.split(y.shape[1], -1)):
-        inputs = [x, y, order, numbers, lr, *state]
+    for _ in range(sgd.epochs):  # the random numbers of one are drawn while a GPU trains the one before
+        drawn = zip(*(_draws(y.shape[1], sgd, draw, shuffle) for shuffle in shuffles))
+        inputs = [x, y, *_to_device(y.device, [torch.stack(each) for each in drawn]), lr, *state]
         loss, *state = (_recorded(epoch, _shapes(inputs)) if y.is_cuda else epoch)(*inputs)
         losses.append(loss.clone())  # the next epoch of a graph writes to where this one is
     return _when_done(list(weights), torch.cat(losses), state[: len(params)], sgd.lr)
@@ -78,12 +78,16 @@ def _when_done(
 
 
 def _draws(n: int, sgd: LocalSGD, draw: Callable, shuffle: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One client's order of its n samples in each epoch, end to end, and the random numbers of each, from `draw`."""
-    orders, drawn = [], []
-    for _ in range(sgd.epochs):
-        orders.append(torch.randperm(n, generator=shuffle))
-        drawn += [draw(min(sgd.batch_size, n - start), shuffle) for start in range(0, n, sgd.batch_size)]
-    return torch.cat(orders), torch.cat(drawn, -1)
+    """One client's order of its n samples in an epoch, and the random numbers of its batches, end to end, from `draw`."""
+    order = torch.randperm(n, generator=shuffle)
+    drawn = [draw(min(sgd.batch_size, n - start), shuffle) for start in range(0, n, sgd.batch_size)]
+    return order, torch.cat(drawn, -1)
+
+
+def _factors(device: torch.device) -> torch.dtype:
+    """To what the factors of convolutions are rounded on this device."""
+    rounds = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return FACTORS if rounds else torch.float32
 
 
 def _to_device(device: torch.device, tensors: list[Tensor]) -> list[Tensor]:
@@ -95,11 +99,17 @@ def _to_device(device: torch.device, tensors: list[Tensor]) -> list[Tensor]:
 
 @lru_cache(KEPT)
 def _epoch_of(
-    model: nn.Module, names: tuple[str, ...], sgd: LocalSGD, loss_of: Callable, prepare: Callable, compiled: bool
+    model: nn.Module,
+    names: tuple[str, ...],
+    sgd: LocalSGD,
+    loss_of: Callable,
+    prepare: Callable,
+    compiled: bool,
+    factors: torch.dtype,
 ) -> Callable:
     """A function of x, y, order (K, n), drawn (K, ..., n), lr, all weights and all velocities, each (K, ...): the losses of
     each step and client, and the new weights and velocities."""
-    step = step_of(model, sgd, loss_of, prepare)
+    step = step_of(model, sgd, loss_of, prepare, factors)
     fast = torch.compile(step, dynamic=False, options=OPTIONS) if compiled else step
 
     def epoch(x: Tensor, y: Tensor, order: Tensor, drawn: Tensor, lr: Tensor, *state: Tensor) -> list[Tensor]:
@@ -115,12 +125,15 @@ def _epoch_of(
     return epoch
 
 
-def step_of(model: nn.Module, sgd: LocalSGD, loss_of: Callable, prepare: Callable) -> Callable:
+def step_of(
+    model: nn.Module, sgd: LocalSGD, loss_of: Callable, prepare: Callable, factors: torch.dtype = torch.float32
+) -> Callable:
     """A step of SGD of all clients: (params, velocity, x, y, drawn, lr) -> (params, velocity, losses).
 
     All but lr have a leading client dimension. The step is torch.optim.SGD's, written out so that it is compiled, too.
+    factors: as in `ProductConv2d`.
     """
-    gradients_of = vmap(grad_and_value(_loss(with_products(model), loss_of)))
+    gradients_of = vmap(grad_and_value(_loss(with_products(model, factors), loss_of)))
 
     def step(params: State, velocity: State, x: Tensor, y: Tensor, drawn: Tensor, lr: Tensor) -> tuple:
         shape, drawn = y.shape[:2], drawn.movedim(0, -2).flatten(-2)
@@ -142,31 +155,39 @@ def _loss(model: nn.Module, loss_of: Callable) -> Callable:
 
 
 class ProductConv2d(nn.Module):
-    """A convolution as matrix products. vmap makes grouped ones of others, at which cuDNN is slow."""
+    """A convolution as matrix products. vmap makes grouped ones of others, at which cuDNN is slow.
 
-    def __init__(self, layer: nn.Conv2d):
+    factors: the dtype to which images and weights are rounded before they are multiplied, and what comes out.
+    """
+
+    def __init__(self, layer: nn.Conv2d, factors: torch.dtype = torch.float32):
         super().__init__()
-        self.weight, self.bias, self.padding = layer.weight, layer.bias, layer.padding
+        self.weight, self.bias, self.padding, self.factors = layer.weight, layer.bias, layer.padding, factors
 
     def forward(self, x: Tensor) -> Tensor:
         (top, left), (out, _, high, wide) = self.padding, self.weight.shape
-        channels = (0, -x.shape[1] % 4)  # products of tensors are faster in rows of whole 16 bytes
-        x = pad(x.permute(0, 2, 3, 1), (*channels, left, left, top, top))
+        x = pad(x.permute(0, 2, 3, 1).to(self.factors), (0, 0, left, left, top, top))
         rows, columns = x.shape[1] - high + 1, x.shape[2] - wide + 1
-        near = torch.stack([x[:, i : i + rows, j : j + columns] for i in range(high) for j in range(wide)], 3)
+        near = [x[:, i : i + rows, j : j + columns] for i in range(high) for j in range(wide)]
+        lacking = -len(near) * x.shape[3] % (16 // x.itemsize)  # products are faster in rows of whole 16 bytes
+        if lacking:
+            near.append(x.new_zeros(len(x), rows, columns, lacking))
+        near = torch.cat(near, 3)
         together = max(n for n in range(1, TOGETHER + 1) if len(x) % n == 0)
-        near = near.reshape(len(x) // together, -1, high * wide * x.shape[3])
-        weight = pad(self.weight, (0, 0, 0, 0, *channels)).permute(2, 3, 1, 0).reshape(-1, out)
-        y = torch.bmm(near, weight.expand(len(near), *weight.shape)) + self.bias
+        near = near.view(len(x) // together, -1, near.shape[3])
+        weight = pad(self.weight.permute(2, 3, 1, 0).reshape(-1, out), (0, 0, 0, lacking))
+        weight = weight.expand(len(near), *weight.shape)
+        weight = weight.to(self.factors)  # after it was expanded: so its gradient is summed in float32
+        y = torch.bmm(near, weight).to(self.bias.dtype) + self.bias
         return y.view(len(x), rows, columns, out).permute(0, 3, 1, 2)
 
 
-def with_products(model: nn.Module) -> nn.Module:
+def with_products(model: nn.Module, factors: torch.dtype = torch.float32) -> nn.Module:
     """A copy of the model, with a `ProductConv2d` in place of each plain two-dimensional convolution."""
     model = deepcopy(model)
     for name, layer in list(model.named_modules()):
         if type(layer) is nn.Conv2d and _is_plain(layer):
-            model.set_submodule(name, ProductConv2d(layer))
+            model.set_submodule(name, ProductConv2d(layer, factors))
     return model
 
 

@@ -30,6 +30,7 @@ def task(config: FedConfig, images: Images, parts: list[Tensor], device: torch.d
     def measure(pool: Pool, weights: State) -> dict:
         return {"accuracy": accuracy(pool, weights, test_x, test_y)}
 
+    parts = [part.to(device) for part in parts]  # or each use of them would wait for what a GPU does
     return Task(model, train_x, train_y, parts, cross_entropy, measure, *how)
 
 

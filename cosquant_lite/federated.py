@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from itertools import chain
+from itertools import chain, tee
 from time import perf_counter
 
 import numpy as np
@@ -226,8 +226,9 @@ def _round(config: FedConfig, task: Task, pool: Pool, progress: Progress, togeth
     chosen = order[: config.clients_per_round].tolist()
     sizes = [len(task.parts[client]) for client in chosen]
     trained = train_chosen(config, task, pool, received, number, chosen, together)
-    losses, updates, deliveries, lost = zip(*_uploads(config, progress, received, number, chosen, trained))
-    mean = weighted_mean([delivery.state for delivery in deliveries], sizes)
+    uploads, arriving = tee(_uploads(config, progress, received, number, chosen, trained))
+    mean = weighted_mean((delivery.state for _, _, delivery, _ in arriving), sizes)
+    losses, updates, deliveries, lost = zip(*uploads)
     weights = {name: x - config.server_lr * mean[name] for name, x in progress.weights.items()}
     check_finite(weights, learning_rate(config, number))
     lost_up = {**progress.lost_up, **dict(zip(chosen, lost))} if config.up_feedback else {}
@@ -394,10 +395,12 @@ def _uploads(
         yield loss, update, delivery, lost
 
 
-def weighted_mean(states: list[State], sizes: list[int]) -> State:
-    """Each tensor averaged over the clients, weighted by how many images each one holds."""
-    shares = [size / sum(sizes) for size in sizes]
-    return {name: sum(share * state[name] for share, state in zip(shares, states)) for name in states[0]}
+def weighted_mean(states: Iterable[State], sizes: list[int]) -> State:
+    """Each tensor averaged over the clients, weighted by how many images each one holds. States are added as they come."""
+    mean = {}
+    for state, size in zip(states, sizes):
+        mean = {name: mean.get(name, 0) + size / sum(sizes) * x for name, x in state.items()}
+    return mean
 
 
 def _as_type(kind: type, name: str, value):

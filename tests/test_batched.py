@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from cosquant_lite import federated
+from cosquant_lite import batched, federated
 from cosquant_lite.batched import ProductConv2d, start_clients, step_of, with_products
 from cosquant_lite.classification import augment, draw
 from cosquant_lite.datasets import load_data
@@ -78,6 +78,22 @@ def test_a_product_is_the_convolution_that_it_stands_for():
         for n in (1, 4, 10):
             x = torch.randn(n, layer.in_channels, 9, 8, generator=draws)
             torch.testing.assert_close(ProductConv2d(layer)(x), layer(x))
+            rounded = ProductConv2d(layer, torch.bfloat16)(x)  # 8 bits of both factors, and of what comes out
+            assert rounded.dtype == torch.float32
+            assert 0 < (rounded - layer(x)).norm() < 0.01 * layer(x).norm()
+
+
+def test_gradients_through_rounded_factors_are_near_and_float32():
+    draws = torch.Generator().manual_seed(0)
+    x, layer = torch.randn(10, 3, 9, 8, generator=draws), torch.nn.Conv2d(3, 7, 3, padding=1)
+    pull = torch.randn(10, 7, 9, 8, generator=draws)
+    exact, rounded = (
+        torch.autograd.grad((one(x) * pull).sum(), (layer.weight, layer.bias))
+        for one in (layer, ProductConv2d(layer, torch.bfloat16))
+    )
+    for want, found in zip(exact, rounded):
+        assert found.dtype == torch.float32
+        assert (found - want).norm() < 0.01 * want.norm()
 
 
 def test_only_convolutions_that_a_product_can_stand_for_become_one():
@@ -155,11 +171,16 @@ def test_the_step_compiles_as_one_graph_with_the_same_result():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize(("tf32", "near"), [(False, 0.01), (True, 0.2)], ids=["exact", "TF32"])
+@pytest.mark.parametrize(
+    ("factors", "tf32", "near"),
+    [(torch.float32, False, 0.01), (torch.float32, True, 0.2), (torch.bfloat16, True, 0.4)],
+    ids=["exact", "TF32", "bfloat16"],
+)
 @pytest.mark.parametrize("batch_size", [22, 20], ids=["whole batches", "a short one at the end"])
 @pytest.mark.parametrize("augmented", [True, False], ids=["augmented", "as they are"])
-def test_a_round_on_a_gpu_is_a_round_on_the_cpu(monkeypatch, batch_size, tf32, near, augmented):
+def test_a_round_on_a_gpu_is_a_round_on_the_cpu(monkeypatch, batch_size, factors, tf32, near, augmented):
     monkeypatch.setattr(federated, "usable", torch.device)
+    monkeypatch.setattr(batched, "FACTORS", factors)
     torch.backends.cuda.matmul.allow_tf32 = tf32  # later tests set it again, by the real `usable`
     images = load_data("cifar10", "embedded")
     how = {"epochs": 2, "momentum": 0.9, "weight_decay": 1e-3, "augment": augmented, "lr": 0.02}
