@@ -24,7 +24,7 @@ from cosquant_lite.link import Delivery, parse_link, send, send_with_memory
 from cosquant_lite.models import MODELS, initial_weights
 from cosquant_lite.streams import generator
 from cosquant_lite.task import METRICS, Task
-from cosquant_lite.training import LocalSGD, Pool, State, train_client
+from cosquant_lite.training import LocalSGD, Pool, State, one_thread_if_small, train_client
 
 HUGE = 1e30  # no trained network has such weights; float32 ends at 3e38
 CHOICES = {
@@ -192,7 +192,8 @@ def rounds(
     together = (device.type != "cpu" and task.batches) if together is None else together
     with Pool(task.model, workers or os.cpu_count()) as pool:
         while progress.number < config.rounds:
-            finished = _round(config, task, pool, progress, together)
+            with one_thread_if_small(progress.weights):
+                finished = _round(config, task, pool, progress, together)
             progress = finished.progress
             yield finished
 

@@ -6,8 +6,9 @@ what comes out does not depend on how many threads there are.
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from threading import local
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+
+from cosquant_lite.kernels import PER_THREAD
 
 State = dict[str, Tensor]
 
@@ -109,6 +112,21 @@ class Pool:
 
     def __exit__(self, *error) -> None:
         self._threads.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def one_thread_if_small(state: State) -> Iterator[None]:
+    """One intra-op thread for the caller, unless the network is large.
+
+    Several are no faster at tensors of some ten thousand entries, and where another process wants the cores, too, each
+    operation waits for the scheduler: a round of two such runs side by side takes ten times as long.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if sum(x.numel() for x in state.values()) < PER_THREAD else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def keep_freed_memory() -> None:

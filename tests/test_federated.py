@@ -165,6 +165,19 @@ def test_numpy_numbers_become_plain_ones():
 def test_clients_weigh_by_their_images():
     states = [{"w": torch.tensor([1.0])}, {"w": torch.tensor([5.0])}]
     assert federated.weighted_mean(states, [30, 10])["w"] == 2.0
+    assert federated.weighted_mean(iter(states), [30, 10])["w"] == 2.0
+
+
+def test_a_round_of_a_small_network_makes_its_messages_in_one_thread(images, monkeypatch):
+    threads, before = [], torch.get_num_threads()
+    monkeypatch.setattr(federated, "send", lambda *args: threads.append(torch.get_num_threads()) or send(*args))
+    torch.set_num_threads(2)
+    try:
+        next(rounds(FedConfig(**SMALL), images))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(threads) == {1}
 
 
 def test_recorded_loss_and_accuracy_are_those_of_the_model(images):

@@ -7,8 +7,9 @@ from torch.nn.functional import conv2d, cross_entropy, linear, max_pool2d, relu
 from torchvision.transforms.v2 import functional as reference
 
 from cosquant_lite.classification import JITTER, augment, draw
+from cosquant_lite.kernels import PER_THREAD
 from cosquant_lite.models import cnn, initial_weights
-from cosquant_lite.training import LocalSGD, Pool, train_client
+from cosquant_lite.training import LocalSGD, Pool, one_thread_if_small, train_client
 
 
 def test_augmentation_is_torchvisions_with_our_random_numbers():
@@ -90,3 +91,18 @@ def test_a_worker_s_model_has_the_weights_that_are_asked_for_even_after_training
         before = pool.map(answer, [0])
         pool.map(lambda _: pool.model().weight.data.fill_(9.0), [0])  # as training does
         assert before == pool.map(answer, [0]) == [1.0]
+
+
+@pytest.mark.parametrize(("entries", "inside"), [(PER_THREAD // 2 - 1, 1), (PER_THREAD // 2, 3)])
+def test_a_small_network_gets_one_thread_and_the_caller_has_its_own_again(entries, inside):
+    weights, before = {name: torch.zeros(entries) for name in "ab"}, torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with one_thread_if_small(weights):
+            assert torch.get_num_threads() == inside
+        assert torch.get_num_threads() == 3
+        with pytest.raises(FloatingPointError), one_thread_if_small(weights):
+            raise FloatingPointError
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
