@@ -22,7 +22,8 @@ CIFAR10, SHORT, FULL, BRATS, BRATS_FULL, TWO_NETWORKS = (
     runs.RESULTS / name for name in ("cifar10", "cifar10-short", "cifar10-full", "brats", "brats-full", "two-networks")
 )
 WANTED = (  # of the paper group's set-up, whole: the paper's comparisons up, and both ways
-    "float32", "cosine-2", "cosine-1", "uniform-2", "minmax-2", "cosine-2-down-8", "cosine-2-down-4", "cosine-4-down-4",
+    "float32", "cosine-2", "cosine-1", "uniform-2", "minmax-2",
+    "cosine-2-down-8", "cosine-2-down-8-noclip", "cosine-2-down-4", "cosine-4-down-4",
 )  # fmt: skip
 LEVEL = 55  # % accuracy up to which traffic is compared: nearly all runs get there
 
