@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from cosquant_lite import federated, wire
+from cosquant_lite import federated, training, wire
 from cosquant_lite.__main__ import main
 from cosquant_lite.classification import normalise
 from cosquant_lite.datasets import load_data, partition
@@ -168,8 +168,10 @@ def test_clients_weigh_by_their_images():
     assert federated.weighted_mean(iter(states), [30, 10])["w"] == 2.0
 
 
-def test_a_round_of_a_small_network_makes_its_messages_in_one_thread(images, monkeypatch):
+@pytest.mark.parametrize(("many", "inside"), [(training.PER_THREAD, 1), (1000, 2)], ids=["small", "large"])
+def test_messages_of_a_small_network_are_made_in_one_thread(images, monkeypatch, many, inside):
     threads, before = [], torch.get_num_threads()
+    monkeypatch.setattr(training, "PER_THREAD", many)
     monkeypatch.setattr(federated, "send", lambda *args: threads.append(torch.get_num_threads()) or send(*args))
     torch.set_num_threads(2)
     try:
@@ -177,7 +179,20 @@ def test_a_round_of_a_small_network_makes_its_messages_in_one_thread(images, mon
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-    assert set(threads) == {1}
+    assert set(threads) == {inside}
+
+
+def test_the_recorded_loss_weighs_clients_by_their_images(images, monkeypatch):
+    sizes = []
+
+    def trained(config, task, pool, received, number, chosen, together):
+        sizes.extend(len(task.parts[client]) for client in chosen)
+        return [(received, float(4**k)) for k in range(len(chosen))]
+
+    monkeypatch.setattr(federated, "train_chosen", trained)
+    record = next(rounds(FedConfig(**{**SMALL, "split": "dirichlet:0.5"}), images)).record
+    assert len(set(sizes)) > 1
+    assert record["loss"] == pytest.approx(sum(n * 4**k for k, n in enumerate(sizes)) / sum(sizes))
 
 
 def test_recorded_loss_and_accuracy_are_those_of_the_model(images):
