@@ -441,3 +441,10 @@ def test_each_colour_is_normalised_by_itself():
     train, _ = normalise(images)
     torch.testing.assert_close(train.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-4)
     torch.testing.assert_close(train.std((0, 2, 3)), torch.ones(3), rtol=0, atol=1e-4)
+
+
+def test_a_stream_belongs_to_its_seed_purpose_and_numbers():
+    keys = [(0, "up", 1), (0, "in", 1), (1, "up", 1), (0, "up", 2), (0, "up", 1, 2), (0, "up", 2, 1)]
+    drawn = [torch.rand(4, generator=federated.generator(*key)) for key in keys]
+    assert len({tuple(each.tolist()) for each in drawn}) == len(keys)
+    assert torch.equal(drawn[0], torch.rand(4, generator=federated.generator(*keys[0])))

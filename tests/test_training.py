@@ -106,3 +106,13 @@ def test_a_small_network_gets_one_thread_and_the_caller_has_its_own_again(entrie
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_network_that_was_measured_last_trains_in_training_mode():
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(4, 2)).eval()
+    x, y = torch.ones(2, 4), torch.zeros(2, dtype=torch.long)
+    seen = []
+    model[1].register_forward_hook(lambda layer, inputs, output: seen.append(layer.training))
+    weights = {name: w.clone() for name, w in model.state_dict().items()}
+    train_client(model, weights, x, y, torch.Generator().manual_seed(0), LocalSGD(1, 2, 0.1))
+    assert seen == [True]
