@@ -63,3 +63,7 @@ def test_the_whole_run_by_windows():
     end = [x for number, x in gains.items() if number > 1500]
     said = f"{sum(early) / len(early):.1f} in rounds 100 to 1,000, {sum(end) / len(end):.1f} in the last 500"
     assert cells("… whole, 2,000 rounds")[2] == said
+
+
+def test_level_is_not_ahead():
+    assert gain._ahead([0.0, 0.1, -0.1]) == "ahead in 1 of 3"

@@ -76,3 +76,13 @@ def test_sites_are_clients_in_alphabetical_order():
     for sites in (None, [], ["A", None], [None]):
         with pytest.raises(ValueError, match="needs cases whose names say where they are from"):
             partition.by_site(sites, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["classes:2.5", "classes:0", "classes:inf", "classes", "dirichlet:inf", "dirichlet:0", "dirichlet:nan", "dirichlet",
+     "iid:1", "site:2", "classes:two", ""],
+)  # fmt: skip
+def test_an_impossible_split_is_refused(text):
+    with pytest.raises(ValueError, match=f"unknown split '{text}'; allowed: iid, classes:K"):
+        partition.parse(text)

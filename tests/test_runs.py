@@ -149,3 +149,33 @@ def test_a_history_says_who_made_its_rounds_not_who_wrote_it_down(tmp_path, monk
     assert len(history["rounds"]) == 1
     assert history["config"]["clients"] == 10
     assert "not CIFAR-10" in history["source"]
+
+
+def test_a_commit_with_changes_has_a_plus(tmp_path, monkeypatch):
+    copy = tmp_path / "cosquant_lite" / "runs.py"
+    copy.parent.mkdir()
+    copy.write_text("")
+    monkeypatch.setattr(runs, "__file__", str(copy))
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "first"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    clean = runs.provenance()["commit"]
+    assert len(clean) == 12
+    copy.write_text("changed")
+    assert runs.provenance()["commit"] == clean + "+"
+
+
+def test_a_file_that_cannot_be_written_is_named_and_not_the_probe(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    path = tmp_path / "file" / "result.json"
+    with pytest.raises((NotADirectoryError, FileExistsError)) as caught:
+        runs.check_writable(path)
+    assert caught.value.filename == str(path)
+
+
+@pytest.mark.parametrize("content", ['["key"]', "{}", "{"])
+def test_a_file_without_the_entry_is_called_damaged(tmp_path, content):
+    path = tmp_path / "some.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"some\.json is damaged"):
+        runs.read_key(path, "key")
