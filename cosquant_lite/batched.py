@@ -1,9 +1,9 @@
 """The clients of a round trained together on one device: the same steps as `training.train_client`, batched over clients.
 
 One network with a leading client dimension on every weight (torch.func.vmap). Results agree with the plain path but for
-rounding: sums run in another order, and on a GPU the factors of products are rounded: of convolutions to FACTORS, of other
-layers to TF32 (`federated.usable`). There a step is compiled (torch.compile; TORCH_COMPILE_DISABLE=1 turns that off), and
-the steps of an epoch are recorded once as a CUDA graph, which is then launched as a whole.
+rounding: sums run in another order, and on a GPU the factors of products are rounded: of convolutions to FACTORS, of
+other layers to TF32 (`federated.usable`). There a step is compiled (torch.compile; TORCH_COMPILE_DISABLE=1 turns that
+off), and the steps of an epoch are recorded once as a CUDA graph, which is then launched as a whole.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,8 @@ def start_clients(
 ) -> Callable[[], list[tuple[State, float]]]:
     """`training.train_client` for K clients with n samples each. x: (K, n, ...), y: (K, n, ...), on the model's device.
 
-    Returns a function that waits for the results, which are on the CPU: a GPU trains while the caller does something else.
+    Returns a function that waits for the results, which are on the CPU: a GPU trains while the caller does something
+    else.
     """
     epoch = _epoch_of(model, tuple(weights), replace(sgd, lr=0.0), loss_of, prepare, y.is_cuda, _factors(y.device))
     lr, *start = _to_device(y.device, [torch.tensor(sgd.lr), *weights.values()])

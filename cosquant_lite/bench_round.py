@@ -2,8 +2,9 @@
 
 The work: 10 of 100 clients, each one epoch over 500 CIFAR-10-shaped images (random pixels: the time does not depend on
 them) in batches of 50, the paper's network; no accuracy is measured. With the profile "full": five epochs, momentum,
-weight decay and augmentation. "Bare" is the training of the same batches by the same code, and nothing else. Every repetition measures bare training and each round one after the other, beginning
-with another one each time; ratios are taken within a repetition. Flower runs by itself, so its ratios are of medians.
+weight decay and augmentation. "Bare" is the training of the same batches by the same code, and nothing else. Every
+repetition measures bare training and each round one after the other, beginning with another one each time; ratios are
+taken within a repetition. Flower runs by itself, so its ratios are of medians.
 """
 
 import os

@@ -78,8 +78,8 @@ def draw(n: int, shuffle: torch.Generator) -> Tensor:
 def augment(x: Tensor, drawn: Tensor) -> Tensor:
     """Random crop (4 pixels of black around), flip and colour jitter of each image, as in the authors' set-up.
 
-    x: float32 in [0, 1], (n, 3, 32, 32). drawn: uniform in [0, 1), (6, n), from `draw`. Jitter: brightness, then contrast,
-    then saturation.
+    x: float32 in [0, 1], (n, 3, 32, 32). drawn: uniform in [0, 1), (6, n), from `draw`. Jitter: brightness, then
+    contrast, then saturation.
     """
     n, size = len(x), x.shape[-1]
     (top, left), flipped = (9 * drawn[:2]).long(), drawn[2] < 0.5

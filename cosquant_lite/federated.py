@@ -178,11 +178,12 @@ def rounds(
 ) -> Iterator[Round]:
     """Yield each round when it is finished, from `progress` on.
 
-    A record has round, accuracy (BraTS: dice and dice_cases), received (the same of the weights that the clients receive
-    next; all None in rounds that are not measured), loss (the clients' mean training loss), lr, bytes_down and bytes_up (all messages of the round), header_down and header_up (what of them is not codes or values)
-    and seconds. workers: threads, 0 for one on each core; the result does not depend on it. device: where clients train
-    and accuracy is measured; messages are made on the CPU, so that they are the same bytes. together: all clients of a
-    round as one batched network, if they have equally many images; None: just if the device is not the CPU.
+    A record has round, accuracy (BraTS: dice and dice_cases), received (the same of the weights that the clients
+    receive next; all None in rounds that are not measured), loss (the clients' mean training loss), lr, bytes_down and
+    bytes_up (all messages of the round), header_down and header_up (what of them is not codes or values) and seconds.
+    workers: threads, 0 for one on each core; the result does not depend on it. device: where clients train and accuracy
+    is measured; messages are made on the CPU, so that they are the same bytes. together: all clients of a round as one
+    batched network, if they have equally many images; None: just if the device is not the CPU.
     """
     if workers < 0:
         raise ValueError(f"workers must be at least 0, which is one thread on each core, got {workers}")
@@ -380,8 +381,8 @@ def _uploads(
 ) -> Iterator[tuple[float, State, Delivery, State | None]]:
     """Of each client its loss, its update, its message to the server, and what the link lost of it (None without feedback).
 
-    One after the other: in threads their many small steps wait for Python's lock three times as long. Each as soon as its
-    half is ready: a GPU still trains the other.
+    One after the other: in threads their many small steps wait for Python's lock three times as long. Each as soon as
+    its half is ready: a GPU still trains the other.
     """
     link, origin = parse_link(config.up), received if config.up_from == "received" else progress.weights
     for client, (after, loss) in zip(chosen, trained):

@@ -40,8 +40,8 @@ State = dict[str, Tensor]
 
 class Compressed(Strategy):
     """A strategy whose messages are compressed. down, up: links, as for `FedConfig`; up_feedback: each node adds what the
-    up link lost to its next message; seed: of stochastic rounding, masks and rotations; after: rounds that an earlier run
-    has done, if this one goes on from its weights (what a node remembers for up_feedback ends with the run).
+    up link lost to its next message; seed: of stochastic rounding, masks and rotations; after: rounds that an earlier
+    run has done, if this one goes on from its weights (what a node remembers for up_feedback ends with the run).
 
     Adds to the training metrics, for training messages of this round: nodes, their ids; frame-bytes-down and -up, the
     frames; bytes-down and bytes-up, all records as Flower counts them; node-bytes-down and -up, of each node; refused,

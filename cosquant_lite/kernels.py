@@ -1,16 +1,16 @@
 """The fast path from a tensor to packed codes and back, on all cores; same codes as `quantize.py`.
 
-Float64, other devices than the CPU and the comparators go through the definition itself in one piece. A float32 tensor on
-the CPU takes two or three passes, compiled by numba (codes of small tensors and of stochastic rounding are made by the
-definition, a chunk at a time):
+Float64, other devices than the CPU and the comparators go through the definition itself in one piece. A float32 tensor
+on the CPU takes two or three passes, compiled by numba (codes of small tensors and of stochastic rounding are made by
+the definition, a chunk at a time):
 
 1. the sum of squares, the extremes and, with a clip, the clipped maximum by counting: floats of one sign are ordered
    like the whole numbers that their bits spell, so a count of the upper 15 bits and then one of the lower 16 bits finds
    the k-th largest of any number of entries exactly;
 2. codes and packing at once. A code changes only at levels - 1 borders on the axis of x. The definition's own inverse
-   says where they are, and the definition decides where a float32 lies within rounding of one, so nothing of its formula
-   is written again here. A table over equal cells then tells for each entry how many borders lie below its cell, and one
-   or two comparisons do the rest.
+   says where they are, and the definition decides where a float32 lies within rounding of one, so nothing of its
+   formula is written again here. A table over equal cells then tells for each entry how many borders lie below its
+   cell, and one or two comparisons do the rest.
 
 The result does not depend on the number of threads (`torch.get_num_threads()`). Given the same two floats, the codes
 are the definition's for every float32. The norm is summed in another order, so its float32 can differ by one unit if
@@ -145,8 +145,8 @@ def _by_code(x: Tensor, packed: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 def borders(quantizer: Cosine | Uniform, floats: tuple[float, float], values: np.ndarray | None = None) -> np.ndarray:
     """The levels - 1 borders between codes on the axis of x, ascending: each the smallest float32 above one.
 
-    The inverse formula says where a border is, up to ROUNDING. Only where a float32 lies within that of it, as 0 does of
-    the middle border, is the definition asked. values: what will be compared with the borders, if it is known; where
+    The inverse formula says where a border is, up to ROUNDING. Only where a float32 lies within that of it, as 0 does
+    of the middle border, is the definition asked. values: what will be compared with the borders, if it is known; where
     none of it lies that near, the formula's border does.
     """
     at = quantizer.value(torch.arange(quantizer.levels - 1, dtype=torch.float64, device="cpu") + 0.5, floats).numpy()

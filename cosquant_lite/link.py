@@ -2,7 +2,8 @@
 
 A link is written as a short string: `none` (float32), `cosine:2`, `cosine:2,clip=0.01,rounding=stochastic`,
 `uniform:4,range=minmax`, `sign`, `qsgd:2` and the others of `codebook.py`, each also with `mask=0.05` (the share of
-entries that travel), `top=0.01` (the share of largest ones) or `rotate=hadamard` (or channels), and `entropy=deflate` (or ans, auto). Every message becomes a real byte string, and its length is the cost.
+entries that travel), `top=0.01` (the share of largest ones) or `rotate=hadamard` (or channels), and `entropy=deflate`
+(or ans, auto). Every message becomes a real byte string, and its length is the cost.
 """
 
 import dataclasses

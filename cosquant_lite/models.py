@@ -27,8 +27,8 @@ def cnn(classes: int = 10) -> nn.Module:
 def cnn_unpadded(classes: int = 10) -> nn.Module:
     """The CIFAR-10 network of ProgFed's published code, which is that of TensorFlow's tutorial: no padding, two poolings.
 
-    122,570 parameters, as many as `cnn`: 30x30 and 13x13 are halved to 15x15 and 6x6, and the third convolution leaves 4x4.
-    ProgFed's has 16 outputs, six of which are no class; this one has `classes`.
+    122,570 parameters, as many as `cnn`: 30x30 and 13x13 are halved to 15x15 and 6x6, and the third convolution leaves
+    4x4. ProgFed's has 16 outputs, six of which are no class; this one has `classes`.
     """
     return nn.Sequential(
         OrderedDict(

@@ -1,8 +1,9 @@
 """Scalar quantizers: a tensor in, small integer codes and two floats out, and back.
 
-This file is the definition and is written to be read. The arithmetic is float64 whatever the input, so that a code is the formula's code and not float32's opinion of it.
-The two floats are rounded to float32 *before* the codes are computed, so that encoder and decoder use the same numbers;
-with scale="mse" or "unbiased" what is transmitted is then the same levels times a factor that depends on the codes.
+This file is the definition and is written to be read. The arithmetic is float64 whatever the input, so that a code is
+the formula's code and not float32's opinion of it. The two floats are rounded to float32 *before* the codes are
+computed, so that encoder and decoder use the same numbers; with scale="mse" or "unbiased" what is transmitted is then
+the same levels times a factor that depends on the codes.
 
 Names used all over the project: x, codes, x_hat, bits, levels, norm, bound, theta.
 """
@@ -90,8 +91,8 @@ class ScalarQuantizer:
         """The floats with all levels c of this message times a factor that fits them to x.
 
         scale "mse": <x, c> / |c|^2, the factor of the smallest error. "unbiased": |x|^2 / <x, c>, so that what arrives
-        is as long as x in the direction of x. Both depend on the codes only through, for each code, the sum of the x and
-        the count. squared: |x|^2.
+        is as long as x in the direction of x. Both depend on the codes only through, for each code, the sum of the x
+        and the count. squared: |x|^2.
         """
         levels = self.value(torch.arange(self.levels, dtype=torch.float64, device="cpu"), floats)
         along, length = float(levels @ sums.cpu().double()), float(levels.square() @ counts.cpu().double())
@@ -148,13 +149,13 @@ class Cosine(ScalarQuantizer):
     clip: fraction in [0, 0.5) of the entries whose magnitude is cut. The floor(clip * n) largest |x| are set to the
         next largest one, so a tensor with clip * n < 1 is not clipped, and one with no more non-zero entries than that
         decodes to zeros. 0 turns it off; 0.01 is the authors' default. The bound is a float32 near pi/2 when what
-        the clip leaves is tiny beside the norm: at 1e-7 of it values are a quarter off, below 1.6e-8 they decode to zeros.
-        "auto": the clip of the smallest error, for each tensor (`clipping.best`).
+        the clip leaves is tiny beside the norm: at 1e-7 of it values are a quarter off, below 1.6e-8 they decode to
+        zeros. "auto": the clip of the smallest error, for each tensor (`clipping.best`).
     rounding: "nearest" (the authors' default), or "stochastic", which is unbiased in the angle, not in the value.
     scale: "norm" is the paper. "mse" and "unbiased" transmit another float in place of the norm, see
         `ScalarQuantizer.rescaled`; the receiver does not know the difference. "unbiased" is EDEN's scale (Vargaftik et
-        al., ICML 2022); its mean over uniformly random rotations is x. Over those of `rotation.py` it nearly is in a long
-        tensor that no few entries dominate; two entries among zeros keep a bias.
+        al., ICML 2022); its mean over uniformly random rotations is x. Over those of `rotation.py` it nearly is in a
+        long tensor that no few entries dominate; two entries among zeros keep a bias.
     An exact zero lies half-way between two levels; with nearest rounding all zeros go to the same one of the two.
     Transmitted: (norm, bound). Source of the formulas: the authors' published routine in ProgFed (ICML 2022).
     """
@@ -204,8 +205,8 @@ class Uniform(ScalarQuantizer):
         codes = round(u), or floor(u) + Bernoulli(u - floor(u))
         x_hat = low + codes * (high - low) / (levels - 1)
 
-    bits, clip, rounding, scale: as in `Cosine`; the clip cuts the same entries, those of largest magnitude. Without clip,
-        stochastic rounding is unbiased.
+    bits, clip, rounding, scale: as in `Cosine`; the clip cuts the same entries, those of largest magnitude.
+        Without clip, stochastic rounding is unbiased.
     range: "symmetric" is [-m, m] with m the largest magnitude after the clip: what `Cosine` turns into where its
         curve vanishes. "minmax" is [min, max] after the clip; it has neither clip "auto" nor another scale.
     Transmitted: (low, high).

@@ -3,9 +3,9 @@
 `python -m cosquant_lite.experiments --profile reference --seeds 0,1,2 --out results/cifar10` makes those of CIFAR-10,
 once for each --split; `--profile short --out results/cifar10-short` those in the set-up of the paper's group, cut to
 100 rounds, `--profile full --out results/cifar10-full` whole ones, and `--dataset brats --out results/brats` the others
-(`--profile full --out results/brats-full` with the large network). TWO_NETWORKS: four two-way runs once more, which also
-tell what clients receive.
-A run that diverged is one of them. What is measured is accuracy on CIFAR-10 and mean Dice on BraTS, here in %.
+(`--profile full --out results/brats-full` with the large network). TWO_NETWORKS: four two-way runs once more, which
+also tell what clients receive. A run that diverged is one of them. What is measured is accuracy on CIFAR-10 and mean
+Dice on BraTS, here in %.
 """
 
 import json

@@ -1,13 +1,14 @@
 """Random rotations, which spread large entries over many (Suresh et al., ICML 2017).
 
-"hadamard": x becomes H D x / sqrt(n): D flips signs, H is the Hadamard matrix of +1 and -1 in natural order, n a power of
-two. The paper pads a vector with zeros to such a length. Here nothing is padded: the length n of a *window* is 2**16, or
-the largest power of two that the tensor has; windows follow each other from the first entry on, and if entries are left,
-one more window covers the last n and overlaps. Each window in turn is multiplied by H D / sqrt(n).
+"hadamard": x becomes H D x / sqrt(n): D flips signs, H is the Hadamard matrix of +1 and -1 in natural order, n a power
+of two. The paper pads a vector with zeros to such a length. Here nothing is padded: the length n of a *window* is
+2**16, or the largest power of two that the tensor has; windows follow each other from the first entry on, and if
+entries are left, one more window covers the last n and overlaps. Each window in turn is multiplied by H D / sqrt(n).
 
 The D of all windows, one after the other, are the entries that `Mask(0.5, seed)` keeps: there the sign stays, elsewhere
-it flips. H is log2(n) rounds: for h = 1, 2, 4 ... n / 2 the entries i and i + h with i & h = 0 become their sum and their
-difference. All of it is in float64. The receiver takes the windows in reverse order and rounds each result to float32.
+it flips. H is log2(n) rounds: for h = 1, 2, 4 ... n / 2 the entries i and i + h with i & h = 0 become their sum and
+their difference. All of it is in float64. The receiver takes the windows in reverse order and rounds each result to
+float32.
 
 "channels": what the paper's group does before linear quantization in its published code (ProgFed, quantization.py). The
 tensor is a matrix with a row for each index of its first dimension, the output channels; windows are of rows, and each

@@ -68,8 +68,8 @@ def seeds(n: int, shuffle: torch.Generator) -> Tensor:
 def sample(image: Tensor, label: Tensor, augmented: bool, seed: int) -> tuple[Tensor, Tensor]:
     """One case as the network takes it: normalised, cut to a patch if it is larger, and augmented if asked for.
 
-    image: uint8 (4, S, S, S), label: uint8 (S, S, S); returns float32 (4, P, P, P) and (1, P, P, P). Patches are centred
-    on tumour or on background, equally often. Augmentation: left-right flip, 10 % of scale and of shift.
+    image: uint8 (4, S, S, S), label: uint8 (S, S, S); returns float32 (4, P, P, P) and (1, P, P, P). Patches are
+    centred on tumour or on background, equally often. Augmentation: left-right flip, 10 % of scale and of shift.
     """
     both = {"image": normalise(image.float()), "label": label[None]}
     steps = []

@@ -1,6 +1,7 @@
 """Runs that survive: one directory a run, named by its configuration, that can be killed at any moment and goes on.
 
-    config.json      the configuration, what its data are, and the provenance of every session that finished a round or diverged
+    config.json      the configuration, what its data are, and the provenance of every session that finished a round or
+                     diverged
     rounds.jsonl     one line a finished round
     checkpoint.pt    what the next round needs (federated.Progress), and the configuration; written after each round
     lock             held while a process works here; the system lets go of it when the process dies
@@ -37,8 +38,9 @@ def resume(
 ) -> Iterator[dict]:
     """Yield the record of each round, first those that are stored, then new ones as they are finished and stored.
 
-    workers, device: as in `federated.rounds`. FloatingPointError if it diverged, now or in an earlier session. ValueError
-    if the folder holds a run of another configuration or of other data. OSError if the folder cannot be written, or another process works in it; what was stored stays.
+    workers, device: as in `federated.rounds`. FloatingPointError if it diverged, now or in an earlier session.
+    ValueError if the folder holds a run of another configuration or of other data. OSError if the folder cannot be
+    written, or another process works in it; what was stored stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")

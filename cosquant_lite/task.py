@@ -18,9 +18,9 @@ class Task:
     x, y: all training samples and their labels, on the model's device. parts: the indices of each client's.
     loss_of(outputs, targets): mean over a batch. draw(n, shuffle): the random numbers that augment a batch of n
     samples, which are the last dimension. prepare(x, y, drawn): the batch as network and loss take it. measure(pool,
-    weights): a value for each of METRICS, of which a record holds None in rounds that are not measured. batches: whether
-    the clients of a round can be trained as one batched network; then `prepare` is compiled with it, and may not look at
-    values.
+    weights): a value for each of METRICS, of which a record holds None in rounds that are not measured. batches:
+    whether the clients of a round can be trained as one batched network; then `prepare` is compiled with it, and may
+    not look at values.
     """
 
     model: nn.Module

@@ -58,9 +58,9 @@ def train_client(
 ) -> tuple[State, float]:
     """E epochs of SGD from `weights` on one client's samples; returns the trained weights and the mean loss.
 
-    x, y: the client's n samples and their labels; `prepare(x, y, draw(n, shuffle))` turns a batch of n of them into what
-    the network and the loss take. shuffle: the order of the samples, and the augmentation. FloatingPointError if the loss
-    became infinite or NaN.
+    x, y: the client's n samples and their labels; `prepare(x, y, draw(n, shuffle))` turns a batch of n of them into
+    what the network and the loss take. shuffle: the order of the samples, and the augmentation. FloatingPointError if
+    the loss became infinite or NaN.
     """
     model.load_state_dict(weights)
     model.train()

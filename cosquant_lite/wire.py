@@ -5,7 +5,7 @@ on all bytes but the last) of at most 9 bytes.
 
     magic      4 bytes  b"CQLT"
     version    u8       2
-    extra      u8       0; 1: masked; 2: rotated ("hadamard"); 3: only the largest entries travel; 4: rotated ("channels")
+    extra      u8       0; 1: masked; 2: rotated, "hadamard"; 3: only the largest entries travel; 4: rotated, "channels"
       keep     f64      only if masked: the probability p with which an entry of a floating-point tensor travels
       seed     u64      only if masked or rotated: which entries travel, or which signs flip; cosquant_lite/mask.py and
                         cosquant_lite/rotation.py say how
@@ -15,7 +15,7 @@ on all bytes but the last) of at most 9 bytes.
       dtype    u8       index into DTYPES: what the tensor is, and becomes again
       scheme   u8       0 raw, 1 cosine, 2 uniform, 3 table
       bits     u8       only if not raw: 1 to 8
-      floats   f32      only if not raw, two: (norm, bound) or (low, high); of a table 2**bits, what each code stands for
+      floats   f32      only if not raw, two: (norm, bound) or (low, high); table: 2**bits, what each code stands for
       stage    u8       the lossless stage: 0 none, 1 deflate, 2 ans; cosquant_lite/entropy.py says how to undo it
       ndim     u8, then that many numbers: the shape
       payload  number of bytes, then that many bytes. Without their lossless stage, raw: the values of the entries
@@ -24,24 +24,24 @@ on all bytes but the last) of at most 9 bytes.
     checksum   u64      XXH3-64 of everything before it
 
 What a code c of scheme 1 or 2 stands for, with L = 2**bits, in float64 arithmetic: cosine: norm cos(bound + c (pi - 2
-bound) / (L - 1)), and 0 if norm = 0 or bound >= pi / 2. uniform: low + c (high - low) / (L - 1). table: float c. In a masked frame it
-is divided by p; then it is rounded to float32, and then to the tensor's dtype. Raw values of floating-point tensors in
-a masked frame are divided by p in float64 and rounded to their dtype. Entries that do not travel are 0; tensors that
-are not floating-point are never masked. In a rotated frame the values of scheme 1 to 3, rounded to float32, are the
-rotated ones: the rotation is undone, and what that gives is rounded to the tensor's dtype.
+bound) / (L - 1)), and 0 if norm = 0 or bound >= pi / 2. uniform: low + c (high - low) / (L - 1). table: float c. In a
+masked frame it is divided by p; then it is rounded to float32, and then to the tensor's dtype. Raw values of
+floating-point tensors in a masked frame are divided by p in float64 and rounded to their dtype. Entries that do not
+travel are 0; tensors that are not floating-point are never masked. In a rotated frame the values of scheme 1 to 3,
+rounded to float32, are the rotated ones: the rotation is undone, and what that gives is rounded to the tensor's dtype.
 
 In a frame of which only the largest entries travel, a floating-point tensor that has entries is two of the tensors
-above: those of its entries that travel, flat, and right after it truth values of its name and "/positions", of its shape,
-which say where they belong. Elsewhere it is 0.
+above: those of its entries that travel, flat, and right after it truth values of its name and "/positions", of its
+shape, which say where they belong. Elsewhere it is 0.
 
 A decoder refuses what no encoder writes: a number with a needless last byte 0, fill bits that are not 0, two tensors of
 one name, a shape of more than 64 dimensions or whose product, zeros left out, is 2**48 or more, floats that are not
 finite, values that become so by what is done to them here, entries without their positions.
 
-A frame costs at most 19 bytes, 35 with a mask, 27 with a rotation, and per tensor 15 bytes, one for each 7 bits of a dimension, of the
-payload's length and of the name's length, and the name; a table costs 4 L - 8 bytes more. There is no pickle in it, and the same tensors and generator
-state give the same bytes. Test vector (tests/test_wire.py decodes it): {"w": float32 [1, -2, 3, 0.5], "n": int64 7},
-Cosine(bits=2, clip=0), is
+A frame costs at most 19 bytes, 35 with a mask, 27 with a rotation, and per tensor 15 bytes, one for each 7 bits of a
+dimension, of the payload's length and of the name's length, and the name; a table costs 4 L - 8 bytes more. There is no
+pickle in it, and the same tensors and generator state give the same bytes. Test vector (tests/test_wire.py decodes it):
+{"w": float32 [1, -2, 3, 0.5], "n": int64 7}, Cosine(bits=2, clip=0), is
 
     43 51 4c 54 02 00 02 01 77 00 01 02 3e 98 71 40 ee f9 26 3f 00 01 04 01 61 01
     6e 03 00 00 00 08 07 00 00 00 00 00 00 00 0c 79 09 8c b6 11 5e 61
@@ -136,10 +136,10 @@ def encode(
     Floating-point tensors are quantized; all others, and everything if quantizer is None, travel as they are.
     entropy: the lossless stage, "none", "deflate", "ans" or "auto", the shortest of them for each tensor.
     mask: the probability p in (0, 1] with which an entry of a floating-point tensor travels; the others arrive as 0,
-    and these divided by p. rotate: "none", "hadamard" or "channels" (rotation.py): tensors are rotated before they are quantized, and
-    back after. top: the share in (0, 1] of the entries of each floating-point tensor, those of largest magnitude, that
-    travel with their positions; it needs a lossless stage. generator: for stochastic rounding and for the seed of the mask or the rotation.
-    ValueError and TypeError name the tensor or the option that cannot be sent.
+    and these divided by p. rotate: "none", "hadamard" or "channels" (rotation.py): tensors are rotated before they are
+    quantized, and back after. top: the share in (0, 1] of the entries of each floating-point tensor, those of largest
+    magnitude, that travel with their positions; it needs a lossless stage. generator: for stochastic rounding and for
+    the seed of the mask or the rotation. ValueError and TypeError name the tensor or the option that cannot be sent.
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"expected a mapping from names to tensors, got {type(state).__name__}")

@@ -1,8 +1,8 @@
 """Which network does a two-way run leave behind? The server's own weights, the same after a clip alone, and as received.
 
-A clip of 1 % cuts the largest entries of each tensor down to the next largest, without quantizing anything. If that alone
-makes of the server's weights what the clients have, the difference lies in the entries that are cut. Other shares than 1 %
-say in how many of them.
+A clip of 1 % cuts the largest entries of each tensor down to the next largest, without quantizing anything. If that
+alone makes of the server's weights what the clients have, the difference lies in the entries that are cut. Other shares
+than 1 % say in how many of them.
 
 example: python examples/clip_only.py build/runs/cifar10-cosine_8-cosine_2-seed0-* --out build/clip-only.json
 """

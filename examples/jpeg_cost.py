@@ -1,8 +1,8 @@
 """What does it cost to train on CIFAR-10 that has been through JPEG? One network in one place, no federation, no links.
 
-TensorFlow's tutorial "Convolutional Neural Network (CNN)" trains the network of ProgFed's published code on the original
-images: Adam, batches of 32, ten epochs, pixels divided by 255. People publish what it printed (ORIGINAL). This script does
-the same in PyTorch, with Keras' first weights and its epsilon, on the images that were imported.
+TensorFlow's tutorial "Convolutional Neural Network (CNN)" trains the network of ProgFed's published code on the
+original images: Adam, batches of 32, ten epochs, pixels divided by 255. People publish what it printed (ORIGINAL). This
+script does the same in PyTorch, with Keras' first weights and its epsilon, on the images that were imported.
 
 example: python examples/jpeg_cost.py --seeds 0,1,2,3,4,5 --out results/jpeg-cost.json
 """

@@ -1,11 +1,11 @@
 """Are the weights that a clip on the way down cuts pushed away from zero, steadily, or do they only wander?
 
-In the set-up of the paper's group, at the start of its 2,000 rounds, where the step is large. At the start of a window the
-entries of each large tensor are ranked by magnitude: "cut" are those that the next message clips, "largest" a twentieth of
-these, "next" as many as "cut" just below. Over the window's rounds the server's steps away from zero are added up. Where
-nothing pushes, an entry wanders: the sum of its steps is as often positive as negative, and the sum divided by the root of
-the sum of their squares is 0 in the mean. Steps that are all the same would make it the root of the number of rounds. The
-same entries in a run without a clip say what is the clip's part.
+In the set-up of the paper's group, at the start of its 2,000 rounds, where the step is large. At the start of a window
+the entries of each large tensor are ranked by magnitude: "cut" are those that the next message clips, "largest" a
+twentieth of these, "next" as many as "cut" just below. Over the window's rounds the server's steps away from zero are
+added up. Where nothing pushes, an entry wanders: the sum of its steps is as often positive as negative, and the sum
+divided by the root of the sum of their squares is 0 in the mean. Steps that are all the same would make it the root of
+the number of rounds. The same entries in a run without a clip say what is the clip's part.
 
 example: python examples/wind_up.py --out results/two-networks/wind-up.json
 """
@@ -87,7 +87,8 @@ def pushes(path: Iterable[Tensor]) -> dict[str, dict]:
     """Of the entries of a tensor that are cut at the start of its path, of the largest of them, and of as many just below:
     how steadily and how far they move away from zero along the path.
 
-    size: their mean magnitude at the start, in units of the cut. steadiness: mean of sum / root of the sum of squares. moved: mean sum, in units of the cut. positive: share of sums.
+    size: their mean magnitude at the start, in units of the cut. steadiness: mean of sum / root of the sum of squares.
+    moved: mean sum, in units of the cut. positive: share of sums.
     """
     first, *later = [state.double().flatten() for state in path]
     size, order = first.abs().sort(descending=True)
