@@ -1,7 +1,7 @@
 """Named experiments and how large they are run; the command that runs a set of them and keeps the results.
 
 example: python -m cosquant_lite.experiments --profile reference --only float32,cosine-2 --seeds 0,1,2
-Finished and diverged ones are only read, interrupted ones go on; each result is one JSON file, written at the end.
+Results that are there stay, interrupted runs go on; each result is one JSON file, written at the end.
 """
 
 import argparse
@@ -192,7 +192,11 @@ def _run_all(args: argparse.Namespace) -> None:
         runs.check_writable(file)
         finished(file, settings)
     for name, settings in plan:
-        run_and_write(name, settings, data, args.runs, out, args.device)
+        file = out / file_name(name, settings.split, settings.seed)
+        if finished(file, settings):
+            print(f"{file} is there")
+        else:
+            run_and_write(name, settings, data, args.runs, out, args.device)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cosquant_lite import report, runs
-from cosquant_lite.datasets import DATA_CHOICES, DATASETS, EMBEDDED, SUMS, available, data_root, resolve
+from cosquant_lite.datasets import DATA_CHOICES, DATASETS, EMBEDDED, OFFICIAL, SUMS, available, data_root, resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -96,7 +96,8 @@ def _run_kernel(path: Path, executed: Path, parameters: Mapping, title: str) -> 
 
     # Kernels behind socket files: on a shared machine nobody else can connect to them. Windows has only TCP.
     sockets = tempfile.mkdtemp(prefix="cq-")
-    config = Config() if os.name == "nt" else Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}})
+    only_tcp = os.name == "nt" or len(sockets) > 90  # a socket's path has at most 104 bytes
+    config = Config() if only_tcp else Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}})
     try:
         papermill.execute_notebook(
             path,
@@ -198,7 +199,9 @@ def _key(path: Path, parameters: Mapping) -> str:
     """A hash over everything that can change the notebook's results."""
     cells = [cell["source"] for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
     real = parameters["data"] != "embedded" and available(_uses(path))  # "auto" may mean another than last time
-    digest = hashlib.sha256(json.dumps([cells, dict(parameters), real, runs.versions()], sort_keys=True).encode())
+    official = real and _uses(path) == "cifar10" and (data_root() / OFFICIAL).is_dir()  # then taken before others
+    of_all = [cells, dict(parameters), real, official, runs.versions()]
+    digest = hashlib.sha256(json.dumps(of_all, sort_keys=True).encode())
     package = sorted(Path(__file__).parent.rglob("*.py")) + sorted(Path(__file__).parent.glob("*.mplstyle"))
     inputs = sorted(EMBEDDED.glob("client_update.*"))
     for folder in (*DATASETS, "captured"):
@@ -250,4 +253,6 @@ def _parse(params: list[str], paths: list[Path]) -> dict:
                 parsed[name] = type(known[name])(value)
             except ValueError:
                 raise ValueError(f"parameter {name}={value!r} is no {type(known[name]).__name__}") from None
+        if parsed.get("seed", 0) < 0:
+            raise ValueError(f"parameter seed={parsed['seed']} must be at least 0")
     return parsed

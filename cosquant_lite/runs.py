@@ -44,9 +44,9 @@ def command_line() -> str:
 
 
 def check_writable(path: Path) -> None:
-    """OSError if a file of this name could not be written. Nothing is changed: what it holds may be wanted still."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder")
+    """OSError if a file of this name could not be written. What it holds may be wanted still and is not touched; a
+    folder for it is made."""
+    path = _target(path)
     probe = path.with_name(f".{path.name}.{os.getpid()}.writable")
     try:
         write_atomic(probe, "")
@@ -56,7 +56,11 @@ def check_writable(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write content under a temporary name in the same folder, then rename: the file is whole or not there."""
+    """Write content under a temporary name in the same folder, then rename: the file is whole or not there.
+
+    A link stays one, and what it points to is replaced. OSError for a folder or a device.
+    """
+    path = _target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -67,6 +71,16 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _target(path: Path) -> Path:
+    """The file that is meant, links followed. OSError if something else has its name: renaming would put an end to it."""
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder")
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is a device, not a file")
+    return path
 
 
 def replace_folder(new: Path, final: Path) -> None:

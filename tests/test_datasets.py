@@ -1,5 +1,6 @@
 """Importing CIFAR-10 in every allowed form, the embedded inputs, and what the command line says about them."""
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -135,7 +136,7 @@ def damage_image(tree):
         (damage_no_test, "test/ lacks the classes"),
         (damage_no_train, "neither cifar-10-batches-py/ nor train/<class>/ found"),
         (damage_size, "0000.png: 33x32 pixels, needed: 32x32"),
-        (damage_image, "0000.png"),
+        (damage_image, "test/dog/0000.png cannot be read"),
     ],
 )
 def test_a_wrong_folder_is_named_and_nothing_is_left(root, tree, damage, named):
@@ -156,6 +157,31 @@ def test_a_cut_or_foreign_archive_and_a_missing_path_are_named(root, tree, tmp_p
             cifar10.import_from(tmp_path / name, root)
     assert main(["data", "import", "cifar10", str(tmp_path / "nothing")]) == 2
     assert "nothing does not exist" in capsys.readouterr().err
+
+
+def test_an_archive_with_a_damaged_member_is_not_taken_for_one_that_ends_there(root, tree, tmp_path):
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        tar.add(tree, ".")
+    with tarfile.open(tmp_path / "images.tar") as tar:
+        at = tar.getmembers()[-1].offset
+    content = bytearray((tmp_path / "images.tar").read_bytes())
+    (tmp_path / "no_end.tar").write_bytes(content[:at])
+    content[at + 10] ^= 1
+    (tmp_path / "damaged.tar").write_bytes(content)
+    for name in ("no_end", "damaged"):
+        with pytest.raises(ValueError, match=f"{name}.tar is not a complete tar archive: after .* there is no end"):
+            cifar10.import_from(tmp_path / f"{name}.tar", root)
+
+
+@pytest.mark.parametrize("kind", ["gztar", "bztar", "xztar"])
+def test_no_damage_of_a_compressed_archive_is_a_traceback(root, tree, tmp_path, kind):
+    whole = bytearray(Path(shutil.make_archive(str(tmp_path / "whole"), kind, tree)).read_bytes())
+    for at in range(20, len(whole), max(len(whole) // 15, 1)):
+        broken = whole.copy()
+        broken[at] ^= 255
+        (tmp_path / "broken").write_bytes(broken)
+        with contextlib.suppress(ValueError):
+            cifar10.import_from(tmp_path / "broken", root)
 
 
 def test_a_tar_cannot_write_outside_its_folder(root, tmp_path):

@@ -13,11 +13,20 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """/file can resume, /plain cannot, /broken stops in the middle."""
+    """/file can resume, /plain cannot, /broken stops in the middle, so does /chunked, and /odd speaks no HTTP."""
 
     def do_GET(self):
         start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
         self.server.starts.append(start)
+        if self.path == "/odd":
+            return self.wfile.write(b"hello\r\n\r\n")
+        if self.path == "/chunked":
+            self.protocol_version = "HTTP/1.1"
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.close_connection = True
+            return self.wfile.write(b"ffff\r\nhello")
         if self.path == "/missing" or start >= len(CONTENT):
             return self.send_error(404 if self.path == "/missing" else 416)
         body = CONTENT if self.path == "/plain" else CONTENT[start:]
@@ -68,6 +77,21 @@ def test_a_wrong_checksum_and_a_missing_page_are_named(server, tmp_path):
     with pytest.raises(OSError, match=r"127\.0\.0\.1:1/file: .*refused"):
         download("http://127.0.0.1:1/file", tmp_path / "file.tar", MD5)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("page", ["/odd", "/chunked"])
+def test_an_answer_that_is_none_is_an_error_with_the_address(server, tmp_path, page):
+    with pytest.raises(OSError, match=f"{page}: .*; the same command goes on"):
+        download(server.url + page, tmp_path / "file.tar", MD5)
+
+
+def test_a_host_that_falls_silent_is_an_error_with_the_address(monkeypatch, tmp_path):
+    def silent(*_, **__):
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("cosquant_lite.datasets.download.urlopen", silent)
+    with pytest.raises(OSError, match="http://host/file: timed out; the same command goes on"):
+        download("http://host/file", tmp_path / "file.tar", MD5)
 
 
 def test_a_connection_that_breaks_again_is_no_whole_file(server, tmp_path):

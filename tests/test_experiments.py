@@ -1,6 +1,7 @@
 """The table of experiments, and the command that runs them."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -59,8 +60,10 @@ def test_results_are_written_and_a_second_call_only_reads(tmp_path, capsys, monk
     assert len(stored["sessions"]) == 1
     assert stored["diverged"] is None
     assert "cosine-2, iid, seed 0: " in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "runs")
     assert experiments.main(words) == 0
     assert (tmp_path / "cosine-2-iid-seed1.json").read_text() == first
+    assert not (tmp_path / "runs").exists(), "nothing is trained again"
 
 
 def test_a_run_that_diverges_is_a_result_and_the_others_go_on(tmp_path, capsys, monkeypatch):

@@ -77,6 +77,35 @@ def test_an_msd_list_is_followed(tmp_path):
     assert nifti.find_cases(tmp_path) == [path]
 
 
+@pytest.mark.parametrize("make", [
+    lambda root: folder_case(root / "more"),
+    lambda root: msd_case(root / "more"),
+    lambda root: np.savez(root / "case.npz", image=np.uint8(0)),
+], ids=["a folder", "another MSD set", "a prepared case"])  # fmt: skip
+def test_cases_beside_a_list_are_not_left_out_in_silence(tmp_path, make):
+    test_an_msd_list_is_followed(tmp_path)
+    make(tmp_path)
+    with pytest.raises(ValueError, match=r"has cases that .*dataset\.json does not list, such as .*; import one"):
+        nifti.find_cases(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{bad", '{"training": ["a"]}', '{"training": [{"img": "x"}]}', "{}"])
+def test_a_list_that_is_none_is_named(tmp_path, content):
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(ValueError, match=r"dataset\.json is no list of MSD cases"):
+        nifti.find_cases(tmp_path)
+
+
+def test_cases_that_could_not_be_used_do_not_replace_those_that_can(tmp_path):
+    for name in ("Brats18_2013_1_1", "Brats18_2013_2_1"):
+        folder_case(tmp_path / "raw", name)
+    nifti.prepare(tmp_path / "raw", tmp_path / "data", 16)
+    folder_case(tmp_path / "one")
+    with pytest.raises(ValueError, match="of 1 BraTS cases none is left to test with"):
+        nifti.prepare(tmp_path / "one", tmp_path / "data", 16)
+    assert brats.load(tmp_path / "data").train_cases == ("Brats18_2013_2_1",)
+
+
 def test_a_cube_holds_the_brain_and_keeps_small_structures(tmp_path):
     image, label = (torch.from_numpy(np.kron(array, np.ones((4, 4, 4)))) for array in brain())
     case = nifti.Case("large", image.float(), label.to(torch.uint8), 1.0)
@@ -128,8 +157,10 @@ def damage_cut(case):
 ])  # fmt: skip
 def test_a_bad_case_is_named_and_nothing_is_lost(tmp_path, monkeypatch, capsys, damage, words):
     monkeypatch.setenv("COSQUANT_DATA", str(tmp_path / "data"))
-    good = folder_case(tmp_path / "good", "Brats18_2013_1_1")
-    assert main(["data", "import", "brats", str(good.parent)]) == 0
+    for name in ("Brats18_2013_1_1", "Brats18_2013_2_1"):
+        folder_case(tmp_path / "good", name)
+    assert main(["data", "import", "brats", str(tmp_path / "good")]) == 0
+    folder_case(tmp_path / "bad", "Brats18_CBICA_AAC_1")
     damage(folder_case(tmp_path / "bad"))
     assert main(["data", "import", "brats", str(tmp_path / "bad")]) == 2
     with pytest.raises(ValueError, match=words):
@@ -248,7 +279,8 @@ def test_the_scale_is_a_quantile_of_the_brain_whatever_lies_around_it():
 
 
 def test_the_smallest_size_is_sixteen(tmp_path):
-    folder_case(tmp_path / "raw")
+    for name in ("Brats18_2013_1_1", "Brats18_2013_2_1"):
+        folder_case(tmp_path / "raw", name)
     assert "at 16x16x16" in nifti.prepare(tmp_path / "raw", tmp_path / "data", 16)
 
 
@@ -275,7 +307,9 @@ def test_codes_of_both_conventions_and_a_modality_twice_are_named(tmp_path):
 
 
 def test_a_prepared_case_is_read_in_its_own_brightness(tmp_path):
-    nifti.prepare(folder_case(tmp_path / "raw").parent, tmp_path / "data", 32)
+    for name in ("Brats18_2013_1_1", "Brats18_2013_2_1"):
+        folder_case(tmp_path / "raw", name)
+    nifti.prepare(tmp_path / "raw", tmp_path / "data", 32)
     case = nifti.load_case(next((tmp_path / "data" / "brats").glob("*.npz")))
     assert [x[x > 0].median().item() for x in case.image] == pytest.approx([1050, 2050, 3050, 4050], rel=0.05)
 

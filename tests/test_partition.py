@@ -80,7 +80,7 @@ def test_sites_are_clients_in_alphabetical_order():
 
 @pytest.mark.parametrize(
     "text",
-    ["classes:2.5", "classes:0", "classes:inf", "classes", "dirichlet:inf", "dirichlet:0", "dirichlet:nan", "dirichlet",
+    ["classes:2.5", "classes:0", "classes:inf", "classes", "dirichlet:inf", "dirichlet:1e308", "dirichlet:0", "dirichlet:nan", "dirichlet",
      "iid:1", "site:2", "classes:two", ""],
 )  # fmt: skip
 def test_an_impossible_split_is_refused(text):

@@ -293,6 +293,32 @@ def test_auto_notices_the_official_archive(course, tmp_path, monkeypatch):
     assert reproduce._key(path, {"data": "embedded"}) == before["embedded"]
 
 
+def test_auto_notices_the_official_archive_beside_imported_images(course, tmp_path, monkeypatch):
+    """It is what is loaded then."""
+    monkeypatch.setenv("COSQUANT_DATA", str(tmp_path))
+    write_notebook(course, "00_first", 'run.record("one", 1.0)')
+    (path,) = course.iterdir()
+    path.write_text(path.read_text().replace("out)", 'out, uses=\\"cifar10\\")'))
+    runs.write_atomic(tmp_path / "cifar10" / "source.json", "{}")
+    before = reproduce._key(path, {"data": "auto"})
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    assert reproduce._key(path, {"data": "auto"}) != before
+
+
+def test_a_long_name_of_the_folder_for_temporary_files_is_no_obstacle(course, tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    write_notebook(course, "00_first", 'run.record("one", 1.0)')
+    assert run(tmp_path / "out") == 0
+
+
+def test_a_negative_seed_is_an_error_before_anything_runs(course, tmp_path):
+    write_notebook(course, "00_first", 'run.record("one", 1.0)')
+    with pytest.raises(ValueError, match="seed=-1 must be at least 0"):
+        run(tmp_path / "out", params=["seed=-1"])
+
+
 def test_the_record_is_moved_last(tmp_path, monkeypatch):
     scratch, out, moved, move = tmp_path / "scratch", tmp_path / "out", [], os.replace
     for name in ("notebooks/00_first.ipynb", "figures/00-line.svg", "records/00_first.json"):

@@ -25,6 +25,20 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypa
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has neither links without privilege nor such devices")
+def test_a_link_stays_one_and_a_device_is_refused(tmp_path):
+    (tmp_path / "link.json").symlink_to(tmp_path / "target.json")
+    runs.check_writable(tmp_path / "link.json")
+    runs.write_atomic(tmp_path / "link.json", "through")
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "target.json").read_text() == "through"
+    os.mkfifo(tmp_path / "pipe")
+    for write in (runs.check_writable, lambda path: runs.write_atomic(path, "")):
+        with pytest.raises(OSError, match="pipe is a device, not a file"):
+            write(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_a_reader_who_has_gone_is_no_error():
     """As with `| head -1`."""
     code = "from cosquant_lite import runs; raise SystemExit(runs.exit_status(lambda: print('a line')))"

@@ -20,10 +20,11 @@ EMBEDDED = Path(__file__).resolve().parents[2] / "data"
 SUMS = "SHA256SUMS"  # beside embedded and imported files, in the format of `sha256sum`
 DATA_CHOICES = ("auto", "real", "embedded")
 DATASETS = ("cifar10", "brats")
+OFFICIAL = "cifar-10-batches-py"  # what CIFAR-10's own archive unpacks to
 _REAL = {  # any of these paths in the data folder means that the real thing is there; and how to get it
     "update": (["captured/client_update.json"], "`python -m cosquant_lite data capture`, which needs real CIFAR-10"),
     "cifar10": (
-        ["cifar10/source.json", "cifar-10-batches-py"],
+        ["cifar10/source.json", OFFICIAL],
         "`python -m cosquant_lite data import cifar10 PATH` or `python -m cosquant_lite data download cifar10`",
     ),
     "brats": (

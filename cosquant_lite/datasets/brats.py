@@ -33,13 +33,19 @@ def load(root: Path) -> Volumes:
 
 def volumes(images: torch.Tensor, labels: torch.Tensor, names: list[str], source: str) -> Volumes:
     """All cases, divided into training and hold-out."""
+    train, test = divide(names)
+    cases = [tuple(names[i] for i in part) for part in (train, test)]
+    return Volumes(images[train], labels[train], images[test], labels[test], *cases, source)
+
+
+def divide(names: list[str]) -> tuple[list[int], list[int]]:
+    """Which cases train and which test the model, see `held_out`. ValueError if none is left for one of the two."""
     test = held_out(names)
     train = [i for i in range(len(names)) if i not in test]
     if not (train and test):
         lack = "train on" if test else "test with, as each site has one"
         raise ValueError(f"of {len(names)} BraTS cases none is left to {lack}; import more")
-    cases = [tuple(names[i] for i in part) for part in (train, test)]
-    return Volumes(images[train], labels[train], images[test], labels[test], *cases, source)
+    return train, test
 
 
 def site(name: str) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.datasets.folder import default_loader
 from tqdm import tqdm
 
 from cosquant_lite import runs
@@ -86,7 +87,10 @@ def _unpack(archive: Path, scratch: Path) -> Path:
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(scratch / "unpacked", filter="data")
-    except (tarfile.TarError, EOFError, OSError) as error:
+            tar.fileobj.seek(tar.offset)  # tarfile takes a damaged header for the end, which is a block of zeros
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"after {len(tar.getmembers())} members there is no end")
+    except Exception as error:  # tarfile, gzip, zlib and lzma each have their own
         raise ValueError(f"{archive} is not a complete tar archive: {error}") from None
     return scratch / "unpacked"
 
@@ -111,12 +115,10 @@ def _image_folder_to_arrays(folder: Path, out: Path) -> str:
     out.mkdir()
     counts, endings = [], set()
     for part in ("train", "test"):
-        images = ImageFolder(folder / part)
+        images = ImageFolder(folder / part, loader=_image)
         x = np.empty((len(images), 3, 32, 32), np.uint8)
         for i, (image, _) in enumerate(tqdm(images, desc=f"CIFAR-10 {part}", unit="image")):
-            if image.size != (32, 32):
-                raise ValueError(f"{images.samples[i][0]}: {image.size[0]}x{image.size[1]} pixels, needed: 32x32")
-            x[i] = np.asarray(image).transpose(2, 0, 1)
+            x[i] = image.transpose(2, 0, 1)
         np.save(out / f"{part}_x.npy", x)
         np.save(out / f"{part}_y.npy", np.array(images.targets, np.int64))
         counts.append(len(images))
@@ -127,3 +129,15 @@ def _image_folder_to_arrays(folder: Path, out: Path) -> str:
     (out / "source.json").write_text(json.dumps({"source": source}), "utf-8")
     write_sums(out, [f"{name}.npy" for name in ARRAYS])
     return source
+
+
+def _image(file: str) -> np.ndarray:
+    """The pixels of an image, (32, 32, 3). ValueError names one that is damaged or of another size."""
+    name = "/".join(Path(file).parts[-3:])  # from train or test on: the folder may be where a tar was unpacked
+    try:
+        pixels = np.asarray(default_loader(file))
+    except Exception as error:  # Pillow's decoders each have their own
+        raise ValueError(f"{name} cannot be read: {error}") from None
+    if pixels.shape != (32, 32, 3):
+        raise ValueError(f"{name}: {pixels.shape[1]}x{pixels.shape[0]} pixels, needed: 32x32")
+    return pixels

@@ -1,6 +1,7 @@
 """Fetch one large file over HTTP: progress, resume after an interruption, checksum."""
 
 import hashlib
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import Request, urlopen
@@ -21,9 +22,9 @@ def download(url: str, path: Path, md5: str) -> None:
         with urlopen(Request(url, headers={"Range": f"bytes={start}-"}), timeout=60) as response:
             resumed = response.status == 206  # a host that cannot resume answers 200 and sends everything
             _receive(response, partial, start if resumed else 0)
-    except (URLError, ConnectionError) as error:
+    except (URLError, ConnectionError, TimeoutError, HTTPException) as error:
         if getattr(error, "code", None) != 416:  # 416: nothing is left to send
-            raise OSError(f"{url}: {error}") from None
+            raise OSError(f"{url}: {str(error).strip() or type(error).__name__}; the same command goes on") from None
     with partial.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
     if found != md5:

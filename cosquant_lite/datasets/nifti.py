@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cosquant_lite import runs
-from cosquant_lite.datasets.brats import LABELS, MODALITIES, describe, read_prepared
+from cosquant_lite.datasets.brats import LABELS, MODALITIES, describe, divide, read_prepared
 from cosquant_lite.datasets.checksums import write_sums
 from cosquant_lite.datasets.download import download as fetch
 
@@ -52,20 +52,33 @@ class Case:
 
 
 def find_cases(path: Path) -> list[Path]:
-    """Every case under a folder, by name; for `load_case`. FileNotFoundError if there is none."""
+    """Every case under a folder, by name; for `load_case`. FileNotFoundError if there is none, ValueError if there are
+    lists of cases and others."""
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a folder")
     lists = sorted(path.rglob("dataset.json"))
-    if lists:
-        return sorted(Path(case["image"]) for case in load_decathlon_datalist(lists[0], True, "training"))
+    listed = [case for file in lists for case in _listed(file)]
     images = {file for file in path.rglob("*.nii*") if file.parent.name == "imagesTr" or "_image.nii" in file.name}
     folders = {file.parent for file in path.rglob("*.nii*") if any(part.search(file.name) for part in PARTS.values())}
     found = sorted(images | folders | set(path.rglob("*.npz")), key=lambda case: case.name)
+    others = [case for case in found if not any(case.is_relative_to(file.parent / "imagesTr") for file in lists)]
+    if lists and others:
+        raise ValueError(f"{path} has cases that {lists[0]} does not list, such as {others[0]}; import one of the two")
+    if lists:
+        return sorted(listed)
     if not found:
         raise FileNotFoundError(
             f"{path}: no case found: neither folders with *_flair.nii.gz ..., nor imagesTr/, nor *.npz"
         )
     return found
+
+
+def _listed(file: Path) -> list[Path]:
+    """The images of an MSD data set's dataset.json."""
+    try:
+        return [Path(case["image"]) for case in load_decathlon_datalist(file, True, "training")]
+    except Exception as error:  # json, MONAI and what is not a case each have their own
+        raise ValueError(f"{file} is no list of MSD cases: {type(error).__name__}: {error}") from None
 
 
 def load_case(path: Path) -> Case:
@@ -95,6 +108,7 @@ def prepare(path: Path, root: Path, size: int = 64) -> str:
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise ValueError(f"{path} has two cases of the name {min(twice)}")
+    divide(names)  # what could not be used must not take the place of what can
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".prepare-", dir=root) as scratch:
         new = Path(scratch) / "brats"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SPLITS = "iid, classes:K (e.g. classes:2), dirichlet:A (e.g. dirichlet:0.5), site"
+SPLITS = "iid, classes:K (e.g. classes:2), dirichlet:A (e.g. dirichlet:0.5, at most 1e6), site"
 
 
 def parse(text: str) -> tuple[str, float]:
@@ -20,7 +20,7 @@ def parse(text: str) -> tuple[str, float]:
     name, colon, number = text.partition(":")
     try:
         value = float(number) if colon else 0.0
-        if (name in ("iid", "site") and not colon) or (name == "dirichlet" and 0 < value < float("inf")):
+        if (name in ("iid", "site") and not colon) or (name == "dirichlet" and 0 < value <= 10**6):
             return name, value
         if name == "classes" and 1 <= value <= 10**6 and value.is_integer():
             return name, value
