@@ -60,11 +60,11 @@ def one_round() -> str:
 
 
 def claims() -> str:
-    """What the committed runs say about each claim of the paper: a word for each, and folded the evidence."""
-    short, whole = ["| claim | source | here |", "|---|---|---|"], []
+    """What the committed runs say about each claim of the paper: in short, and folded the evidence."""
+    short, whole = ["| claim | source | here | in short |", "|---|---|---|---|"], []
     for claim in json.loads((runs.RESULTS / "claims.json").read_text("utf-8"))["claims"]:
         names = ", ".join(f"`{name}`" for name in claim["runs"])
-        short.append(f"| {claim['claim']} | {claim['source']} | **{claim['verdict']}** |")
+        short.append(f"| {claim['claim']} | {claim['source']} | **{claim['verdict']}** | {claim['short']} |")
         whole.append(f"**{claim['claim']}** *{claim['verdict']}.* {claim['evidence']} ({names})")
     evidence = [
         "<details>",
