@@ -71,7 +71,7 @@ PROFILES = {
             "data": "embedded", "rounds": 9, "clients": 10, "clients_per_round": 4, "batch_size": 10,
         },
         "reference": {"data": "real", "rounds": 100, "evaluate_every": 5},  # E = 1, plain SGD: minutes on a CPU
-        "short": {**GROUP, "rounds": 100, "evaluate_every": 10},  # cut to a twentieth: 8 to 16 minutes on two cores
+        "short": {**GROUP, "rounds": 100, "evaluate_every": 10},  # cut to a twentieth: 8 to 25 minutes on two cores
         # short on unevenly dealt images; with lr 0.1 float32 itself diverges on them
         "skewed": {**GROUP, "rounds": 100, "evaluate_every": 10, "split": "dirichlet:0.5", "lr": 0.03},
         "full": {**GROUP, "rounds": 2000, "evaluate_every": 20},

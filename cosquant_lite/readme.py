@@ -10,6 +10,7 @@ RESULTS = "<!-- results: written by `make readme` -->", "<!-- end of results -->
 SPEED = "<!-- speed: written by `make readme` -->", "<!-- end of speed -->"
 FEDERATED = "<!-- federated: written by `make readme` -->", "<!-- end of federated -->"
 SHORT = "<!-- short: written by `make readme` -->", "<!-- end of short -->"
+SKEWED = "<!-- skewed: written by `make readme` -->", "<!-- end of skewed -->"
 FULL = "<!-- full: written by `make readme` -->", "<!-- end of full -->"
 BRATS = "<!-- brats: written by `make readme` -->", "<!-- end of brats -->"
 BRATS_FULL = "<!-- brats-full: written by `make readme` -->", "<!-- end of brats-full -->"
@@ -81,6 +82,7 @@ def with_tables(text: str) -> str:
         RESULTS: table(),
         FEDERATED: reference.table(),
         SHORT: reference.short_table(),
+        SKEWED: reference.skewed_table(),
         FULL: reference.full_table(),
         BRATS: reference.brats_table(),
         BRATS_FULL: reference.brats_table(reference.BRATS_FULL, "iid"),

@@ -2,10 +2,10 @@
 
 `python -m cosquant_lite.experiments --profile reference --seeds 0,1,2 --out results/cifar10` makes those of CIFAR-10,
 once for each --split; `--profile short --out results/cifar10-short` those in the set-up of the paper's group, cut to
-100 rounds, `--profile full --out results/cifar10-full` whole ones, and `--dataset brats --out results/brats` the others
-(`--profile full --out results/brats-full` with the large network). TWO_NETWORKS: four two-way runs once more, which
-also tell what clients receive. A run that diverged is one of them. What is measured is accuracy on CIFAR-10 and mean
-Dice on BraTS, here in %.
+100 rounds, `--profile skewed --out results/cifar10-skewed` the same on unevenly dealt images, `--profile full --out
+results/cifar10-full` whole ones, and `--dataset brats --out results/brats` the others (`--profile full --out
+results/brats-full` with the large network). TWO_NETWORKS: four two-way runs once more, which also tell what clients
+receive. A run that diverged is one of them. What is measured is accuracy on CIFAR-10 and mean Dice on BraTS, here in %.
 """
 
 import json
@@ -18,9 +18,11 @@ import numpy as np
 from cosquant_lite import experiments, runs
 from cosquant_lite.datasets.brats import REGIONS
 
-CIFAR10, SHORT, FULL, BRATS, BRATS_FULL, TWO_NETWORKS = (
-    runs.RESULTS / name for name in ("cifar10", "cifar10-short", "cifar10-full", "brats", "brats-full", "two-networks")
+CIFAR10, SHORT, SKEWED, FULL, BRATS, BRATS_FULL, TWO_NETWORKS = (
+    runs.RESULTS / name
+    for name in ("cifar10", "cifar10-short", "cifar10-skewed", "cifar10-full", "brats", "brats-full", "two-networks")
 )
+UNEVEN = "dirichlet:0.5"  # how the images of SKEWED are dealt
 WANTED = (  # of the paper group's set-up, whole: the paper's comparisons up, and both ways
     "float32", "cosine-2", "cosine-1", "uniform-2", "minmax-2",
     "cosine-2-down-8", "cosine-2-down-8-noclip", "cosine-2-down-4", "cosine-4-down-4",
@@ -155,21 +157,26 @@ def short_table() -> str:
     return _group_table(SHORT, 100, [name for name in experiments.EXPERIMENTS if has(name, "iid", SHORT)])
 
 
+def skewed_table() -> str:
+    """README's table of the same on unevenly dealt images."""
+    return _group_table(SKEWED, 100, [name for name in experiments.EXPERIMENTS if has(name, UNEVEN, SKEWED)], UNEVEN)
+
+
 def full_table() -> str:
     """README's table of that set-up, whole; with the runs that are still missing."""
     return _group_table(FULL, 2000, WANTED)
 
 
-def _group_table(folder: Path, rounds: int, names: Sequence[str]) -> str:
+def _group_table(folder: Path, rounds: int, names: Sequence[str], split: str = "iid") -> str:
     lines = [
         f"| run | down, MB a round | up, MB a round | accuracy after round {rounds:,}, % | of what clients receive, % | seeds |",
         "|---|---|---|---|---|---|",
     ]
     for name in names:
-        if not has(name, "iid", folder):
+        if not has(name, split, folder):
             lines.append(f"| {name} |  |  | **not run** |  | 0 |")
             continue
-        (down, up), results = _traffic(name, "iid", folder), load(name, "iid", folder)
+        (down, up), results = _traffic(name, split, folder), load(name, split, folder)
         # one measurement is enough: the step size has fallen to nothing
         ends = f"{spread(late(results, 1))} | {_received_text(results)}"
         lines.append(f"| {name} | {down:.2f} | {up:.2f} | {ends} | {len(results)} |")

@@ -109,6 +109,7 @@ def test_what_is_not_there_is_named(tmp_path):
 LOST = {"uniform-2-noclip-classes2-seed1"}  # it guesses from the first to the last round, and that is a result
 COMMITTED = [(file, "reference") for file in sorted(reference.CIFAR10.glob("*.json"))]
 COMMITTED += [(file, "short") for file in sorted(reference.SHORT.glob("*.json"))]
+COMMITTED += [(file, "skewed") for file in sorted(reference.SKEWED.glob("*.json"))]
 COMMITTED += [(file, "full") for file in sorted(reference.FULL.glob("*.json"))]
 COMMITTED += [(file, "reference") for file in sorted(reference.BRATS.glob("*.json"))]
 COMMITTED += [(file, "full") for file in sorted(reference.BRATS_FULL.glob("*.json"))]
