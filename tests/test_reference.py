@@ -1,12 +1,14 @@
 """The committed reference runs: what is read from them, and that they are what they say."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from cosquant_lite import experiments, reference
-from cosquant_lite.federated import FedConfig
+from cosquant_lite.federated import FedConfig, deal
 from cosquant_lite.runs import RESULTS
 from cosquant_lite.task import METRICS
 
@@ -133,6 +135,16 @@ def test_a_committed_run_is_a_named_experiment_on_real_data_and_whole(file, prof
             reference.received([stored])[0],
         )  # NaN: not measured
         assert (np.nanmax(ends) > 10) == (file.stem not in LOST)
+
+
+def test_the_readme_says_how_unevenly_the_skewed_runs_are_dealt():
+    labels = torch.arange(10).repeat(5000)  # CIFAR-10 has as many of each class, and their order moves no cut
+    dealt = deal(experiments.config("float32", "skewed"), SimpleNamespace(train_y=labels))
+    counts = torch.stack([labels[part].bincount(minlength=10) for part in dealt])
+    sizes, two = counts.sum(1), counts.topk(2).values.sum(1)
+    said = (RESULTS.parent / "README.md").read_text("utf-8")
+    assert f"a client has {sizes.min()} to {sizes.max():,} images" in said
+    assert f"half of the clients {100 * (two / sizes).quantile(0.5):.0f} % or more of theirs in two classes" in said
 
 
 def test_the_traffic_of_a_committed_run_is_the_formula():
